@@ -1,0 +1,1 @@
+"""The roles that a person runs: one process each, wiring and lifetime, no domain logic."""
