@@ -1,0 +1,41 @@
+"""The job's vocabulary: what a user writes, and what peers receive."""
+
+from zoonet.config.job import (
+    STDLIB,
+    CheckpointConfig,
+    ComputeJob,
+    DataConfig,
+    ModelConfig,
+    PeersConfig,
+    TrainingConfig,
+    VerificationConfig,
+)
+from zoonet.config.prepared import (
+    DataSpec,
+    ModelSpec,
+    PreparedJob,
+    TrainingSpec,
+    decode,
+    encode,
+    num_slots,
+    tokens_per_slot,
+)
+
+__all__ = [
+    "STDLIB",
+    "CheckpointConfig",
+    "ComputeJob",
+    "DataConfig",
+    "DataSpec",
+    "ModelConfig",
+    "ModelSpec",
+    "PeersConfig",
+    "PreparedJob",
+    "TrainingConfig",
+    "TrainingSpec",
+    "VerificationConfig",
+    "decode",
+    "encode",
+    "num_slots",
+    "tokens_per_slot",
+]
