@@ -1,0 +1,124 @@
+"""Renderings of the view: rich tables and panels for a terminal, plain lines for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from peers.ui.chart import chart
+from peers.ui.view import Event, PeerLine, SwarmView, printable
+
+_PHASE_STYLES = {
+    "joining": "cyan",
+    "waiting": "dim",
+    "training": "green",
+    "averaging": "yellow",
+    "stalled": "red",
+    "finished": "bold green",
+    "failed": "bold red",
+}
+
+
+def in_bytes(num_bytes: float) -> str:
+    """A number of bytes as people read it: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def in_count(number: float) -> str:
+    """A count as people read it: 512, 2.3k, 1.5M."""
+    for unit in ("", "k", "M"):
+        if number < 1000:
+            return f"{number:.0f}" if not unit else f"{number:.1f}{unit}"
+        number /= 1000
+    return f"{number:.1f}B"
+
+
+def headline(view: SwarmView, *, num_tokens: int = 0) -> str:
+    """One line: where the job stands. `num_tokens` is the job's whole amount, 0 if unknown."""
+    last = view.last_round
+    if last is None:
+        return "no participant has reported yet"
+    done = in_count(view.num_tokens)
+    amount = f"{done} of {in_count(num_tokens)}" if num_tokens else done
+    loss = f"held-out loss {view.curve[-1].loss:.3f}" if view.curve else "not yet evaluated"
+    return (
+        f"round {view.num_rounds} · {last.num_contributors} of {last.num_members} members counted"
+        f" · {amount} tokens · {in_count(view.tokens_per_s)} tokens/s · {loss}"
+    )
+
+
+def peer_table(lines: Sequence[PeerLine]) -> Table:
+    """A row for each participant, those who left dimmed at the end."""
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=True)
+    for title in ("peer", "phase", "rounds", "tokens/s", "loss", "sent", "received", ""):
+        is_text = title in ("peer", "phase", "")
+        table.add_column(title, justify="left" if is_text else "right", no_wrap=True)
+    for line in sorted(lines, key=lambda line: (line.has_left, line.first_heard_s, line.name)):
+        table.add_row(*_cells(line), style="dim" if line.has_left else "")
+    return table
+
+
+def _cells(line: PeerLine) -> list[RenderableType]:
+    report = line.progress
+    phase = "gone" if line.has_left else report.phase
+    remarks = ["joined late"] if line.is_late else []
+    if report.note:
+        remarks.append(printable(report.note))
+    return [
+        Text(line.name),
+        Text(phase, style=_PHASE_STYLES.get(phase, "red")),
+        str(report.num_rounds),
+        in_count(report.tokens_per_s) if line.is_working else "",
+        f"{report.train_loss:.3f}" if report.train_loss else "",
+        in_bytes(report.sent_bytes),
+        in_bytes(report.received_bytes),
+        Text(", ".join(remarks)),
+    ]
+
+
+def loss_chart(view: SwarmView, *, width: int, height: int) -> str:
+    """Held-out loss by certified round, with a line where a peer left or came late."""
+    points = [(float(point.num_rounds), point.loss) for point in view.curve]
+    return "\n".join(chart(points, width=width, height=height, marks=marked_rounds(view)))
+
+
+def marked_rounds(view: SwarmView) -> list[float]:
+    """The rounds in which someone left or came late."""
+    return [float(e.num_rounds) for e in view.events if e.kind in ("left", "came late")]
+
+
+def event_line(event: Event) -> str:
+    """One event in words: `  12 s  worker-2 left (round 7)`."""
+    return f"{event.at_s:4.0f} s  {event.name} {event.kind} (round {event.num_rounds})"
+
+
+def screen(view: SwarmView, *, title: str, width: int, num_tokens: int = 0) -> RenderableType:
+    """The whole live view, for a terminal of `width` characters."""
+    events = "\n".join(event_line(event) for event in view.events[-4:])
+    return Group(
+        Panel(
+            Group(Text(headline(view, num_tokens=num_tokens)), "", _people(view)),
+            title=Text(title),
+            border_style="blue",
+        ),
+        Panel(
+            Text(loss_chart(view, width=width - 4, height=9), style="green"),
+            title="held-out loss of the outer parameters, by certified round",
+            border_style="dim",
+        ),
+        Text(events, style="dim"),
+    )
+
+
+def _people(view: SwarmView) -> RenderableType:
+    if not view.peers:
+        return Text("nobody trains this job yet", style="dim")
+    return peer_table(list(view.peers.values()))
