@@ -20,6 +20,7 @@ from zoonet.config.prepared import (
     num_slots,
     tokens_per_slot,
 )
+from zoonet.config.yaml import load_job, parse_job
 
 __all__ = [
     "STDLIB",
@@ -36,6 +37,8 @@ __all__ = [
     "VerificationConfig",
     "decode",
     "encode",
+    "load_job",
     "num_slots",
+    "parse_job",
     "tokens_per_slot",
 ]

@@ -46,8 +46,9 @@ class ModelConfig(Section):
             "width", self.width % self.num_heads == 0, f"a multiple of num_heads {self.num_heads}"
         )
         is_transformers = self.kind == "transformers"
-        expected = "a config.json's path or its contents" if is_transformers else "none"
-        self.require("hf_config", bool(self.hf_config) == is_transformers, f"{expected} here")
+        expected = "a config.json's path or contents" if is_transformers else "none"
+        is_right = bool(self.hf_config) == is_transformers
+        self.require("hf_config", is_right, f"{expected} for a model of the kind {self.kind}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

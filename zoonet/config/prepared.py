@@ -53,8 +53,8 @@ class ModelSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     embedding_dim: int
 
     def __post_init__(self) -> None:
-        ModelConfig(**{name: getattr(self, name) for name in self.__struct_fields__})
         check_hf_config(self.hf_config)
+        ModelConfig(**{name: getattr(self, name) for name in self.__struct_fields__})
 
 
 class DataSpec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

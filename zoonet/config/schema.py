@@ -24,13 +24,20 @@ _WORDS: dict[object, str] = {
 
 
 class FieldError(ConfigError):
-    """One field of one section is wrong; `field` is "" where the section itself is."""
+    """One field of one section is wrong.
 
-    def __init__(self, section: str, field: str, message: str) -> None:
-        where = f"{section}.{field}" if section and field else section or field
-        super().__init__(f"{where} {message}" if where else message)
+    `section` is "" for a field of the job itself, `field` is "" where the whole section is wrong.
+    """
+
+    def __init__(self, section: str, field: str, problem: str, *, message: str = "") -> None:
         self.section = section
         self.field = field
+        super().__init__(message or f"{self.path} {problem}")
+
+    @property
+    def path(self) -> str:
+        """Where the field is, such as `training.tokens`."""
+        return f"{self.section}.{self.field}".strip(".")
 
 
 class Section:
@@ -95,9 +102,8 @@ def unknown_key(section: str, key: object, valid: Iterable[str]) -> FieldError:
     nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
     place = f" in {section}" if section else ""
-    error = FieldError(section, "", f"has an unknown key {shown(key)}")
-    error.args = (f"unknown key {shown(key)}{place}; {hint}",)
-    return error
+    message = f"unknown key {shown(key)}{place}; {hint}"
+    return FieldError(section, str(key), "is unknown", message=message)
 
 
 def convert(value: object, annotation: Any, section: str, field: str) -> Any:
