@@ -94,7 +94,7 @@ def test_without_a_terminal_every_event_and_round_is_one_line_once() -> None:
         live.show(swarm_view())
     assert shown(out).splitlines() == [
         "   1 s  ann came (round 0)",
-        "   1 s  bob came (round 0)",
+        "   1 s  bob came (round 1)",
         "   6 s  bob left (round 5)",
         headline(swarm_view()),
     ]

@@ -1,0 +1,149 @@
+"""The process around a role: the only place that knows environment variables, signals, log
+handlers and the event loop's make."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from zoonet.errors import StorageError
+
+T = TypeVar("T")
+
+HOME_VARIABLE: Final = "ZOONET_HOME"
+PASSPHRASE_VARIABLE: Final = "ZOONET_PASSPHRASE"
+MAX_RUN_DIR_BYTES: Final = 64  # a socket's whole path may have about 100
+_STOPPING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+log = logging.getLogger(__name__)
+
+
+class Interrupted(Exception):
+    """The process was asked to stop by a signal, and everything it ran has been closed."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_code = 128 + signal_number
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Directory of what a peer remembers between runs: its key, peers it met, its blocks."""
+
+    path: Path
+
+    @property
+    def key_path(self) -> Path:
+        """File of the identity key (PKCS #8 PEM, mode 0600)."""
+        return self.path / "identity.pem"
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of sockets; elsewhere where this path is too long for a socket's name."""
+        inside = self.path / "run"
+        if len(os.fsencode(inside)) <= MAX_RUN_DIR_BYTES:
+            return inside
+        digest = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"zoonet-{digest}"
+
+
+def home(chosen: str = "") -> Home:
+    """Return the state directory, made if missing: `chosen`, else ZOONET_HOME, else the user's.
+
+    Raises StorageError where it cannot be made or written.
+    """
+    import platformdirs
+
+    place = chosen or os.environ.get(HOME_VARIABLE, "")
+    path = Path(place).expanduser() if place else Path(platformdirs.user_data_dir("zoonet"))
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(
+            f"cannot make the state directory {path}: {error.strerror}; "
+            f"name another with --home or {HOME_VARIABLE}"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"the state directory {path} cannot be written; "
+            f"name another with --home or {HOME_VARIABLE}"
+        )
+    return Home(path.resolve())
+
+
+def passphrase() -> str:
+    """The passphrase of the key file, or "" where none is set."""
+    return os.environ.get(PASSPHRASE_VARIABLE, "")
+
+
+def configure_logging(*, verbosity: int) -> None:
+    """Send the story (or with verbosity 1 the mechanics) to stderr; -1 keeps to warnings."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = RichHandler(
+        console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S", markup=False
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    for name in ("zoonet", "peers"):
+        logging.getLogger(name).setLevel(level)
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end on uvloop.
+
+    The first SIGINT or SIGTERM cancels it, so that it can say goodbye, and raises Interrupted
+    when it has; the second ends the process at once.
+    """
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_until_signalled(main))
+
+
+async def _until_signalled(main: Coroutine[Any, Any, T]) -> T:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    received: list[int] = []
+
+    def stop(signal_number: int) -> None:
+        if received:
+            os._exit(128 + signal_number)
+        received.append(signal_number)
+        log.info("stopping signal=%s (again to force)", signal.Signals(signal_number).name)
+        task.cancel()
+
+    for number in _STOPPING_SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await main
+    except asyncio.CancelledError:
+        if received:
+            raise Interrupted(received[0]) from None
+        raise
+    finally:
+        for number in _STOPPING_SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to send this process SIGTERM when its parent ends, however it ends.
+
+    Meant for a child between fork and exec. Elsewhere than on Linux it does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)

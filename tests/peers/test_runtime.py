@@ -1,0 +1,133 @@
+"""Signals, state directories and children, with real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from peers import runtime
+from peers.processes import Child, ChildFailed, Family
+from zoonet.errors import StorageError
+
+WAITING_ROLE = """
+import asyncio, sys
+from peers import runtime
+
+async def role():
+    print("ready", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        {goodbye}
+        print("closed", flush=True)
+
+try:
+    runtime.run(role())
+except runtime.Interrupted as interrupted:
+    sys.exit(interrupted.exit_code)
+"""
+
+
+def start_role(goodbye: str = "pass") -> subprocess.Popen[str]:
+    role = subprocess.Popen(
+        [sys.executable, "-c", WAITING_ROLE.format(goodbye=goodbye)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert role.stdout is not None
+    assert role.stdout.readline() == "ready\n"
+    return role
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_role_close_and_shows_in_the_exit_code(number: signal.Signals) -> None:
+    role = start_role()
+    role.send_signal(number)
+    output, _ = role.communicate(timeout=20)
+    assert output == "closed\n"
+    assert role.returncode == 128 + number
+
+
+def test_a_second_signal_ends_a_role_that_does_not_close() -> None:
+    role = start_role("print('closing', flush=True); await asyncio.Event().wait()")
+    role.send_signal(signal.SIGINT)
+    assert role.stdout is not None
+    assert role.stdout.readline() == "closing\n"
+    role.send_signal(signal.SIGINT)
+    output, _ = role.communicate(timeout=20)
+    assert (output, role.returncode) == ("", 130)
+
+
+def test_what_a_role_raises_passes_through() -> None:
+    async def role() -> None:
+        raise StorageError("full")
+
+    with pytest.raises(StorageError, match="full"):
+        runtime.run(role())
+
+
+def test_the_state_directory_is_the_chosen_one_before_the_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOONET_HOME", str(tmp_path / "from-environment"))
+    assert runtime.home(str(tmp_path / "chosen")).path == (tmp_path / "chosen").resolve()
+    assert runtime.home().path == (tmp_path / "from-environment").resolve()
+
+
+def test_sockets_lie_in_the_state_directory_unless_its_path_is_too_long(tmp_path: Path) -> None:
+    short = runtime.Home(Path("/tmp/z"))
+    assert short.run_dir == Path("/tmp/z/run")
+    long = runtime.Home(tmp_path / ("x" * 100))
+    assert len(os.fsencode(long.run_dir)) < 70
+    assert long.run_dir != runtime.Home(tmp_path / ("y" * 100)).run_dir
+
+
+@pytest.mark.asyncio
+async def test_a_child_that_fails_is_told_with_what_it_said_last(tmp_path: Path) -> None:
+    async with Family(tmp_path).keep() as family:
+        child = await family.start("broken", ["frobnicate"])
+        with pytest.raises(ChildFailed, match="No such command 'frobnicate'"):
+            await family.first_line(child)
+
+
+@pytest.mark.asyncio
+async def test_no_child_outlives_its_family(tmp_path: Path) -> None:
+    async with Family(tmp_path).keep() as family:
+        child = await sleeping_child(family)
+        assert child.is_running
+    assert not child.is_running
+    assert not psutil.pid_exists(child.process.pid)
+
+
+@pytest.mark.asyncio
+async def test_a_killed_child_is_gone_at_once(tmp_path: Path) -> None:
+    async with Family(tmp_path).keep() as family:
+        child = await sleeping_child(family)
+        await family.kill(child)
+        assert child.process.returncode == -signal.SIGKILL
+
+
+async def sleeping_child(family: Family) -> Child:
+    """A `zoonet doctor` that waits for a listener which never says hello."""
+    peer_id = "16Uiu2HAmPLe7Mzm8TsYUubgCAW1aJoeFScxrLj8ppHFivPo97bUZ"
+    connected = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id}"
+    child = await family.start("sleeper", ["doctor", "--join", address])
+    await asyncio.wait_for(connected.wait(), 30)
+    server.close()
+    return child
