@@ -49,7 +49,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (ModelConfig, {"dropout": 1.0}, "model.dropout is 1.0, expected 0 or more and less than 1"),
     (ModelConfig, {"kind": "rnn"}, "model.kind is 'rnn', expected one of gpt, transformers"),
     (ModelConfig, {"kind": "transformers"}, "model.hf_config is {}, expected a config.json's"),
-    (ModelConfig, {"hf_config": "c.json"}, "model.hf_config is 'c.json', expected none for a model"),
+    (ModelConfig, {"hf_config": "c.json"}, "model.hf_config is 'c.json', expected none for a"),
     (DataConfig, {"text": ""}, "data.text is '', expected a path or stdlib"),
     (DataConfig, {"heldout_fraction": 0}, "data.heldout_fraction is 0"),
     (TrainingConfig, {"tokens": True}, "training.tokens is True, expected a whole number"),
