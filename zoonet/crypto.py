@@ -113,15 +113,15 @@ class Identity:
     @property
     def api_key(self) -> str:
         """The secret in its exported form. Whoever has it is this peer."""
-        return self._key.secret.hex()
+        return str(self._key.secret.hex())
 
     def sign(self, digest: bytes) -> bytes:
         """Sign a 32-byte digest: r, s, recovery id (65 bytes)."""
-        return self._key.sign_recoverable(digest, hasher=None)
+        return bytes(self._key.sign_recoverable(digest, hasher=None))
 
     def libp2p_private_key(self) -> bytes:
         """The key as libp2p's `PrivateKey` protobuf, which the daemon reads from a file."""
-        return _PRIVATE_PROTOBUF + self._key.secret
+        return _PRIVATE_PROTOBUF + bytes(self._key.secret)
 
     def save(self, path: Path, *, passphrase: str = "") -> None:
         """Write the key as PKCS #8 PEM with mode 0600; never overwrites a file."""

@@ -1,0 +1,230 @@
+"""A swarm whose replicas do arithmetic instead of training, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from blake3 import blake3
+
+from zoonet.averaging import (
+    Butterfly,
+    Certificate,
+    Chain,
+    Participant,
+    ParticipantEvents,
+    RoundsConfig,
+)
+from zoonet.averaging.replica import STATE_CHUNK_BYTES
+from zoonet.averaging.state_sync import root_of
+from zoonet.crypto import Identity, PeerId
+from zoonet.errors import NonFiniteLoss
+from zoonet.ranges import Ranges, count, normalise
+from zoonet.testing import MemorySwarm
+
+JOB_ID = "0123456789abcdef0123456789abcdef"
+NUM_PARAMETERS = 301
+
+
+def identity_of(name: str) -> Identity:
+    """The same key for the same name in every run."""
+    return Identity(hashlib.sha256(name.encode()).digest())
+
+
+class CountingReplica:
+    """Each slot adds a vector that depends on the slot alone; the state sums what was merged."""
+
+    def __init__(self, *, slots_per_s: float = 10.0) -> None:
+        self.num_parameters = NUM_PARAMETERS
+        self.theta_P = np.zeros(NUM_PARAMETERS, np.float32)
+        self.local_P = np.zeros(NUM_PARAMETERS, np.float32)
+        self.speed = slots_per_s
+        self.slots_per_s = 0.0
+        self.num_trained = 0
+        self.trained: list[int] = []
+        self.is_stuck = False
+        self.poison = False
+        self.fails = 0
+        self._staged: tuple[bytes, np.ndarray] | None = None
+        self._previous: np.ndarray | None = None
+        self._stop = asyncio.Event()
+
+    @staticmethod
+    def digest_of(theta_P: np.ndarray) -> bytes:
+        return root_of([blake3(chunk).digest() for chunk in chunks_of(theta_P)])
+
+    @property
+    def state_digest(self) -> bytes:
+        return self.digest_of(self.theta_P)
+
+    async def train(self, slots: Ranges, *, num_done: int, num_planned: int) -> Ranges:
+        self._stop.clear()
+        self.num_trained = 0
+        if self.fails:
+            self.fails -= 1
+            raise NonFiniteLoss("the loss became nan")
+        done = []
+        for slot in (s for start, stop in slots for s in range(start, stop)):
+            if self._stop.is_set():
+                break
+            await asyncio.sleep(1.0 / self.speed)
+            while self.is_stuck and not self._stop.is_set():
+                await asyncio.sleep(1.0)
+            self.local_P -= np.random.default_rng(slot).random(NUM_PARAMETERS, np.float32)
+            self.trained.append(slot)
+            self.num_trained += 1
+            done.append((slot, slot + 1))
+        self.slots_per_s = self.speed
+        return normalise(done)
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    async def pseudo_gradient(self) -> np.ndarray:
+        delta_P = self.theta_P - self.local_P
+        if self.poison:
+            delta_P[7] = np.nan
+        return delta_P
+
+    async def stage(self, mean_P: np.ndarray) -> bytes:
+        theta_P = self.theta_P - mean_P
+        self._staged = (self.digest_of(theta_P), theta_P)
+        return self._staged[0]
+
+    async def commit(self, state: bytes, *, is_merged: bool) -> bool:
+        if self._staged is None or self._staged[0] != state:
+            return False
+        delta_P = self.theta_P - self.local_P
+        self._previous = self.theta_P
+        self.theta_P = self._staged[1]
+        self.local_P = self.theta_P.copy() if is_merged else self.theta_P - delta_P
+        self._staged = None
+        return True
+
+    async def drop_local(self) -> None:
+        self.local_P = self.theta_P.copy()
+
+    def _held(self, state: bytes) -> np.ndarray | None:
+        for theta_P in (self.theta_P, self._previous):
+            if theta_P is not None and self.digest_of(theta_P) == state:
+                return theta_P
+        return None
+
+    def chunk_digests(self, state: bytes) -> list[bytes] | None:
+        theta_P = self._held(state)
+        return None if theta_P is None else [blake3(c).digest() for c in chunks_of(theta_P)]
+
+    def read_chunk(self, state: bytes, index: int) -> bytes | None:
+        theta_P = self._held(state)
+        return None if theta_P is None else chunks_of(theta_P)[index]
+
+    async def adopt(self, state: bytes, digests: list[bytes], chunks: list[bytes]) -> None:
+        raw = b"".join(chunks)
+        self.theta_P = np.frombuffer(raw[: 4 * NUM_PARAMETERS], np.float32).copy()
+        self.local_P = self.theta_P.copy()
+
+
+def chunks_of(theta_P: np.ndarray) -> list[bytes]:
+    raw = theta_P.tobytes() + bytes(4 * NUM_PARAMETERS)
+    return [raw[i : i + STATE_CHUNK_BYTES] for i in range(0, len(raw), STATE_CHUNK_BYTES)]
+
+
+@dataclass
+class Peer:
+    identity: Identity
+    replica: CountingReplica
+    participant: Participant
+    phases: list[str]
+    certificates: list[Certificate]
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.identity.peer_id
+
+    @property
+    def chain(self) -> Chain:
+        return self.participant.chain
+
+
+@dataclass
+class Swarm:
+    """Peers of one job. `names` are founders unless they are added later."""
+
+    num_slots: int
+    config: RoundsConfig
+    memory: MemorySwarm = field(default_factory=MemorySwarm)
+    peers: dict[str, Peer] = field(default_factory=dict)
+
+    async def add(self, name: str, *, slots_per_s: float = 10.0) -> Peer:
+        identity = identity_of(name)
+        transport, _ = self.memory.peer(identity)
+        replica = CountingReplica(slots_per_s=slots_per_s)
+        phases: list[str] = []
+        certificates: list[Certificate] = []
+
+        async def on_round(certificate: Certificate) -> None:
+            certificates.append(certificate)
+            self._gossip(peer)
+
+        averager = Butterfly(transport, JOB_ID, NUM_PARAMETERS)
+        await averager.serve()
+        participant = Participant(
+            identity,
+            self.memory.clock,
+            transport,
+            Chain(JOB_ID, self.num_slots),
+            replica,
+            averager,
+            self.config,
+            ParticipantEvents(self._founders, phases.append, on_round),
+        )
+        await participant.serve()
+        peer = Peer(identity, replica, participant, phases, certificates)
+        self.peers[name] = peer
+        for other in self.peers.values():
+            self._gossip(other)
+        return peer
+
+    def _founders(self) -> set[PeerId]:
+        return {peer.peer_id for peer in self.peers.values()}
+
+    def _gossip(self, teller: Peer) -> None:
+        for peer in self.peers.values():
+            if not self.memory.faults.is_cut(teller.peer_id, peer.peer_id):
+                peer.participant.hint(teller.peer_id, teller.chain.num_done, teller.chain.head)
+
+    def start(self, *names: str) -> None:
+        for name in names or self.peers:
+            self.peers[name].task = asyncio.create_task(self.peers[name].participant.run())
+
+    async def kill(self, name: str) -> Peer:
+        """End a peer as SIGKILL would."""
+        peer = self.peers.pop(name)
+        await self.memory.kill(peer.peer_id)
+        assert peer.task is not None
+        peer.task.cancel()
+        await asyncio.gather(peer.task, return_exceptions=True)
+        return peer
+
+    async def until(self, condition, *, within_s: float = 600.0) -> None:
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(0.05)
+
+    async def finish(self, *, within_s: float = 3600.0) -> None:
+        """Wait until every live peer has the whole job certified."""
+        async with asyncio.timeout(within_s):
+            await asyncio.gather(*(p.task for p in self.peers.values() if p.task))
+
+
+def contributed_slots(chain: Chain) -> list[int]:
+    """Every slot that the chain certifies, in order, with repetitions if there were any."""
+    found = []
+    for certificate in chain.certificates:
+        for share in certificate.result.contributions:
+            assert count(share.slots) > 0
+            found += [s for start, stop in share.slots for s in range(start, stop)]
+    return sorted(found)

@@ -1,0 +1,32 @@
+"""Rounds: agreement on who averages what, and the all-reduce that does it."""
+
+from zoonet.averaging.butterfly import Averager, Butterfly, Vector, weighted_mean
+from zoonet.averaging.chain import Chain, Credit, coordinators, credits, genesis
+from zoonet.averaging.conductor import Patience
+from zoonet.averaging.config import RoundsConfig
+from zoonet.averaging.messages import Certificate, Round, RoundResult
+from zoonet.averaging.participant import Participant, ParticipantEvents
+from zoonet.averaging.replica import STATE_CHUNK_BYTES, Replica
+from zoonet.averaging.state_sync import root_of
+
+__all__ = [
+    "STATE_CHUNK_BYTES",
+    "Averager",
+    "Butterfly",
+    "Certificate",
+    "Chain",
+    "Credit",
+    "Participant",
+    "ParticipantEvents",
+    "Patience",
+    "Replica",
+    "Round",
+    "RoundResult",
+    "RoundsConfig",
+    "Vector",
+    "coordinators",
+    "credits",
+    "genesis",
+    "root_of",
+    "weighted_mean",
+]

@@ -1,0 +1,28 @@
+"""What can be set about rounds. Everything has a default; deadlines are learned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zoonet.averaging.conductor import Patience
+from zoonet.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsConfig:
+    """Settings of a job's rounds."""
+
+    inner_steps: int = 25  # H, for a peer of median speed
+    is_dynamic: bool = True  # other speeds take other numbers of steps
+    min_founders: int = 1  # the first round waits for this many
+    max_members: int = 64
+    beat_s: float = 0.5  # both sides of a round say this often that they are alive
+    silence_s: float = 6.0  # a peer that says nothing for this long is lost
+    applicant_s: float = 2.0  # a round waits this long for those who asked to join
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        if self.inner_steps < 1 or self.min_founders < 1 or self.max_members < 1:
+            raise ConfigError("inner_steps, min_founders and max_members are at least 1")
+        if self.silence_s < 3 * self.beat_s:
+            raise ConfigError("silence_s must allow for at least three beats")

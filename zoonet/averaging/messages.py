@@ -1,0 +1,215 @@
+"""What members of a job say to each other about rounds, and the certificates they keep.
+
+A `Share` is a peer with some data slots: leased to it in a `Round`, trained and averaged in by it
+in a `RoundResult`. Members and shares always stand in the order of peer ids.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from zoonet.crypto import Identity, PeerId, sha256, signer_of
+from zoonet.ranges import Range, Ranges
+from zoonet.records.envelope import Body, canonical, register
+from zoonet.records.kinds import Digest, JobId, Natural
+
+MAX_MEMBERS: Final = 256
+MAX_RANGES: Final = 4096
+
+Peer = Annotated[str, Meta(max_length=64)]
+Slots = Annotated[tuple[Range, ...], Meta(max_length=MAX_RANGES)]
+Peers = Annotated[tuple[Peer, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class Share(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A peer and data slots."""
+
+    peer: Peer
+    slots: Slots
+
+
+Shares = Annotated[tuple[Share, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+@register
+class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The coordinator's plan of one round: who trains which slots, and who joins."""
+
+    KIND: ClassVar[str] = "round/1"
+    MAX_BYTES: ClassVar[int] = 64 * 1024
+    MAX_LIFETIME_S: ClassVar[float] = 24 * 3600.0
+
+    job_id: JobId
+    index: Natural
+    view: Natural
+    parent: Digest
+    leases: Shares
+    joiners: Peers = ()
+
+    def key(self) -> str:
+        return f"round/{self.job_id}/{self.index}/{self.view}/{self.parent.hex()[:16]}"
+
+    @property
+    def members(self) -> tuple[PeerId, ...]:
+        """Those who train, contribute and vote."""
+        return tuple(PeerId(lease.peer) for lease in self.leases)
+
+    def slots_of(self, peer_id: PeerId) -> Ranges:
+        """Slots leased to the peer."""
+        return next((lease.slots for lease in self.leases if lease.peer == peer_id), ())
+
+
+class Attempt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The coordinator's decision whom to average in: all of these and nobody else."""
+
+    job_id: JobId
+    index: Natural
+    view: Natural
+    parent: Digest
+    number: Natural
+    contributions: Shares
+
+    @property
+    def contributors(self) -> tuple[PeerId, ...]:
+        """Those whose pseudo-gradients are averaged; each also reduces one slice."""
+        return tuple(PeerId(share.peer) for share in self.contributions)
+
+    def identifier(self) -> bytes:
+        """Digest that names this attempt on the data plane."""
+        return sha256(b"zoonet-attempt/1\x00", canonical(self))
+
+
+class RoundResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a round did. Its digest names it and is the parent of the next one."""
+
+    job_id: JobId
+    index: Natural
+    view: Natural
+    parent: Digest
+    members: Peers
+    joiners: Peers
+    contributions: Shares
+    state: Digest  # of the outer parameters and momentum after the outer step
+
+    def digest(self) -> bytes:
+        """Digest (32 bytes) of the result, which members sign."""
+        return sha256(b"zoonet-round-result/1\x00", canonical(self))
+
+
+class Vote(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member's signature of a result's digest."""
+
+    peer: Peer
+    signature: Annotated[bytes, Meta(min_length=65, max_length=65)]
+
+    def is_for(self, digest: bytes) -> bool:
+        """Tell whether this is the peer's own signature of that digest."""
+        try:
+            return signer_of(digest, self.signature) == self.peer
+        except ValueError:
+            return False
+
+
+class Certificate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A result signed by more than half of its round's members: a link of the chain.
+
+    It is also every contributor's receipt: the others signed that its slots were averaged in.
+    """
+
+    result: RoundResult
+    votes: Annotated[tuple[Vote, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+def cast_vote(identity: Identity, result: RoundResult) -> Vote:
+    """Sign a result."""
+    return Vote(identity.peer_id, identity.sign(result.digest()))
+
+
+# --- a member's conversation with the coordinator: one stream for one round ------------------
+
+
+class Ready(Struct, frozen=True, kw_only=True, tag="ready", forbid_unknown_fields=True):
+    """Member: I stand at this head; let me into the next round."""
+
+    job_id: JobId
+    length: Natural
+    head: Digest
+    view: Natural
+    slots_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    carried: Slots = ()  # trained, but not averaged in yet
+
+
+class Beat(Struct, frozen=True, kw_only=True, tag="beat", forbid_unknown_fields=True):
+    """Either side: I am alive; a member adds how many of its slots it has trained."""
+
+    num_slots: Natural = 0
+
+
+class Done(Struct, frozen=True, kw_only=True, tag="done", forbid_unknown_fields=True):
+    """Member: my pseudo-gradient over these slots is complete."""
+
+    slots: Slots
+
+
+class Failed(Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fields=True):
+    """Member: this attempt cannot be finished; these peers are missing."""
+
+    number: Natural
+    missing: Peers
+
+
+class Voted(Struct, frozen=True, kw_only=True, tag="voted", forbid_unknown_fields=True):
+    """Member: this attempt is finished here, and my vote is out."""
+
+    number: Natural
+
+
+class Planned(Struct, frozen=True, kw_only=True, tag="planned", forbid_unknown_fields=True):
+    """Coordinator: the signed round (its raw record)."""
+
+    record: Annotated[bytes, Meta(max_length=64 * 1024)]
+
+
+class Elsewhere(Struct, frozen=True, kw_only=True, tag="elsewhere", forbid_unknown_fields=True):
+    """Coordinator: I stand at another head; compare chains with me."""
+
+    length: Natural
+    head: Digest
+
+
+class Busy(Struct, frozen=True, kw_only=True, tag="busy", forbid_unknown_fields=True):
+    """Not the coordinator, but a member of this round, which another peer coordinates."""
+
+    record: Annotated[bytes, Meta(max_length=64 * 1024)]
+
+
+class Stop(Struct, frozen=True, kw_only=True, tag="stop", forbid_unknown_fields=True):
+    """Coordinator: the others have finished; contribute what you have."""
+
+
+class Start(Struct, frozen=True, kw_only=True, tag="start", forbid_unknown_fields=True):
+    """Coordinator: average, with exactly these contributors."""
+
+    attempt: Attempt
+
+
+FromMember = Ready | Beat | Done | Failed | Voted
+FromCoordinator = Planned | Elsewhere | Busy | Beat | Stop | Start
+
+_from_member = msgspec.msgpack.Decoder(FromMember, strict=True)
+_from_coordinator = msgspec.msgpack.Decoder(FromCoordinator, strict=True)
+
+
+def decode_from_member(frame: bytes) -> FromMember:
+    """Raises msgspec.DecodeError."""
+    message: FromMember = _from_member.decode(frame)
+    return message
+
+
+def decode_from_coordinator(frame: bytes) -> FromCoordinator:
+    """Raises msgspec.DecodeError."""
+    message: FromCoordinator = _from_coordinator.decode(frame)
+    return message

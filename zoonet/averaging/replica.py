@@ -1,0 +1,86 @@
+"""What rounds need of the training side: the seam between agreement and arithmetic."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from zoonet.averaging.butterfly import Vector
+from zoonet.ranges import Ranges
+
+STATE_CHUNK_BYTES = 1024 * 1024
+
+
+class Replica(Protocol):
+    """One peer's copy of the job's outer state, and its local work on top of it.
+
+    The state is the outer parameters and momentum, 2P fp32 values; `state_digest` names it.
+    Local work is whatever the peer has trained since, as a difference to the parameters.
+    """
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        ...
+
+    @property
+    def state_digest(self) -> bytes:
+        """Digest (32 bytes) of the current state."""
+        ...
+
+    @property
+    def slots_per_s(self) -> float:
+        """Measured training speed, 0 while unknown."""
+        ...
+
+    @property
+    def num_trained(self) -> int:
+        """Slots trained so far in the current call of `train`."""
+        ...
+
+    async def train(self, slots: Ranges, *, num_done: int, num_planned: int) -> Ranges:
+        """Train these slots on top of the local work; return those that were trained.
+
+        `num_done` slots are certified, `num_planned` are leased to all members of this round:
+        together they give the position on the learning-rate schedule. Raises TrainingError, and
+        then the local work is lost. Do not cancel it: call `stop` and wait.
+        """
+        ...
+
+    def stop(self) -> None:
+        """Let `train` return early, with what it has. Does nothing while it does not run."""
+        ...
+
+    async def pseudo_gradient(self) -> Vector:
+        """Return theta_outer - theta_local (P,), finite. Raises NonFiniteLoss."""
+        ...
+
+    async def stage(self, mean_P: Vector) -> bytes:
+        """Take the outer step into a spare copy and return the digest of what it would be."""
+        ...
+
+    async def commit(self, state: bytes, *, is_merged: bool) -> bool:
+        """Make the staged copy the state, and tell whether it was the copy of that digest.
+
+        `is_merged` tells whether the local work is part of it; if not, it is carried along on
+        top of the new state.
+        """
+        ...
+
+    async def drop_local(self) -> None:
+        """Forget the local work: it was refused, or it stood on another chain."""
+        ...
+
+    def chunk_digests(self, state: bytes) -> list[bytes] | None:
+        """Digests of the chunks of a state that this replica holds, else None."""
+        ...
+
+    def read_chunk(self, state: bytes, index: int) -> bytes | None:
+        """A chunk of at most STATE_CHUNK_BYTES of that state, or None."""
+        ...
+
+    async def adopt(self, state: bytes, digests: list[bytes], chunks: list[bytes]) -> None:
+        """Replace the state by one that was fetched; the local work is dropped.
+
+        Raises DigestMismatch where the chunks do not make up that state.
+        """
+        ...

@@ -1,0 +1,148 @@
+"""Handing the outer state to a joiner: by chunks, from several members at once, each checked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+from blake3 import blake3
+from msgspec import Meta, Struct
+
+from zoonet.averaging.replica import STATE_CHUNK_BYTES, Replica
+from zoonet.crypto import PeerId, short
+from zoonet.errors import DigestMismatch, ProtocolViolation, ShardUnavailable, TransportError
+from zoonet.records.kinds import Digest
+from zoonet.transport import Refused, Transport, call, serve_calls
+
+MAX_CHUNKS = 1_000_000
+CALL_TIMEOUT_S = 20.0
+
+log = logging.getLogger(__name__)
+
+
+class IndexRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Asks for the digests of all chunks of a state."""
+
+    state: Digest
+
+
+class ChunkRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Asks for one chunk of a state."""
+
+    state: Digest
+    index: Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
+
+
+Index = Annotated[list[Digest], Meta(max_length=MAX_CHUNKS)]
+
+
+def root_of(digests: Sequence[bytes]) -> bytes:
+    """A state's digest: BLAKE3 of its chunks' digests, one after the other."""
+    return blake3(b"".join(digests)).digest()
+
+
+def num_chunks(num_parameters: int) -> int:
+    """Chunks of a state of 2P fp32 values."""
+    return -(-8 * num_parameters // STATE_CHUNK_BYTES)
+
+
+class StateSync:
+    """Serves this replica's state and fetches others'."""
+
+    def __init__(self, transport: Transport, job_id: str, replica: Replica) -> None:
+        self._transport = transport
+        self._replica = replica
+        self._index_protocol = f"/zoonet/{job_id}/state-index/1"
+        self._chunk_protocol = f"/zoonet/{job_id}/state-chunk/1"
+
+    async def serve(self) -> None:
+        """Begin to hand out the state."""
+        await serve_calls(self._transport, self._index_protocol, IndexRequest, self._index)
+        await serve_calls(self._transport, self._chunk_protocol, ChunkRequest, self._chunk)
+
+    async def _index(self, peer: PeerId, request: IndexRequest) -> list[bytes]:
+        digests = self._replica.chunk_digests(request.state)
+        if digests is None:
+            raise ShardUnavailable("this state is not, or no longer, held here")
+        return digests
+
+    async def _chunk(self, peer: PeerId, request: ChunkRequest) -> bytes:
+        chunk = self._replica.read_chunk(request.state, request.index)
+        if chunk is None:
+            raise ShardUnavailable("this state is not, or no longer, held here")
+        return chunk
+
+    async def fetch(
+        self,
+        state: bytes,
+        donors: Sequence[PeerId],
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Fetch a state from the donors and adopt it.
+
+        `on_progress` is told (chunks here, chunks in all). Raises ShardUnavailable where no
+        donor has it any more. Cancelling leaves the replica as it was.
+        """
+        digests = await self._fetch_index(state, donors)
+        chunks: dict[int, bytes] = {}
+        waiting = list(range(len(digests)))
+        async with asyncio.TaskGroup() as tasks:
+            for donor in donors:
+                tasks.create_task(
+                    self._drain(state, donor, digests, waiting, chunks, on_progress)
+                )
+        if len(chunks) < len(digests):
+            raise ShardUnavailable(
+                f"got {len(chunks)} of {len(digests)} chunks of the state from {len(donors)} peers"
+            )
+        await self._replica.adopt(state, digests, [chunks[i] for i in range(len(digests))])
+        log.info("fetched the outer state chunks=%d donors=%d", len(digests), len(donors))
+
+    async def _fetch_index(self, state: bytes, donors: Sequence[PeerId]) -> list[bytes]:
+        size = num_chunks(self._replica.num_parameters)
+        for donor in donors:
+            try:
+                digests = await call(
+                    self._transport, donor, self._index_protocol, IndexRequest(state), Index,
+                    timeout_s=CALL_TIMEOUT_S, max_bytes=34 * size + 1024,
+                )
+            except (TransportError, ProtocolViolation) as error:
+                log.debug("no state index from peer=%s: %s", short(donor), error)
+                continue
+            if len(digests) == size and root_of(digests) == state:
+                return digests
+            log.warning("peer=%s sent an index that is not that of the state", short(donor))
+        raise ShardUnavailable(f"none of {len(donors)} peers holds the state")
+
+    async def _drain(
+        self,
+        state: bytes,
+        donor: PeerId,
+        digests: list[bytes],
+        waiting: list[int],
+        chunks: dict[int, bytes],
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Fetch chunks from one donor until there are none left or it fails."""
+        while waiting:
+            index = waiting.pop(0)
+            try:
+                chunk = await call(
+                    self._transport, donor, self._chunk_protocol, ChunkRequest(state, index),
+                    bytes, timeout_s=CALL_TIMEOUT_S, max_bytes=STATE_CHUNK_BYTES + 1024,
+                )
+                if blake3(chunk).digest() != digests[index]:
+                    raise DigestMismatch(donor, f"chunk {index} of the state")
+            except (TransportError, ProtocolViolation) as error:
+                waiting.append(index)
+                level = logging.DEBUG if isinstance(error, Refused) else logging.WARNING
+                log.log(level, "donor lost: %s", error)
+                return
+            except asyncio.CancelledError:
+                waiting.append(index)
+                raise
+            chunks[index] = chunk
+            if on_progress is not None:
+                on_progress(len(chunks), len(digests))
