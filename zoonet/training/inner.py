@@ -1,0 +1,169 @@
+"""The inner optimizer: AdamW or Muon over flat vectors, and the learning rate.
+
+Written out because `torch.optim` imports the compiler stack (2 s and 90 MB in each trainer), and
+because the state must mirror into one vector.
+
+P = flat parameters, N = 2P + 1: first moment, second moment, number of steps
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoonet.config import TrainingSpec
+from zoonet.training.models import FlatModel
+
+_EPSILON = 1e-8
+_MUON_MOMENTUM = 0.95
+_CPU_BLOCK = 1 << 16  # elements: the five vectors of a block stay in the core's cache
+
+
+def learning_rate(progress: float, spec: TrainingSpec) -> float:
+    """Return the inner learning rate at a position in [0, 1] of the job's tokens.
+
+    Linear warm-up to `inner_lr`, then a cosine down to `min_lr_fraction` of it.
+    """
+    progress = min(1.0, max(0.0, progress))
+    if progress < spec.warmup_fraction:
+        return spec.inner_lr * progress / spec.warmup_fraction
+    left = 1.0 - spec.warmup_fraction
+    position = (progress - spec.warmup_fraction) / left if left > 0 else 1.0
+    cosine = (1.0 + math.cos(math.pi * position)) / 2
+    return spec.inner_lr * (spec.min_lr_fraction + (1.0 - spec.min_lr_fraction) * cosine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A stretch of the flat vectors that is stepped at once; of a matrix's shape for Muon."""
+
+    theta: Tensor
+    grad: Tensor
+    first: Tensor
+    second: Tensor
+    scratch: Tensor
+    is_decayed: bool
+
+
+class InnerOptimizer:
+    """Steps `flat.theta_P` along `flat.grad_P`. Decays matrices only, decoupled (AdamW).
+
+    With Muon (MuLoCo, arXiv 2505.23725), hidden matrices step along their orthogonalised
+    momentum, scaled so that the learning rate means what it means to AdamW (arXiv 2502.16982).
+    """
+
+    def __init__(self, flat: FlatModel, spec: TrainingSpec, hidden: frozenset[str]) -> None:
+        self._flat = flat
+        self._spec = spec
+        self._first_P = torch.zeros_like(flat.theta_P)
+        self._second_P = torch.zeros_like(flat.theta_P)
+        self._num_steps = 0
+        is_cpu = flat.device.type == "cpu"
+        longest = flat.theta_P.numel()
+        self._block_size = min(_CPU_BLOCK, longest) if is_cpu else longest
+        self._scratch = torch.empty(self._block_size, device=flat.device)
+        muon = hidden if spec.optimizer == "muon" else frozenset()
+        self._matrices = [
+            self._block(span, shape) for name, (span, shape) in flat.spans.items() if name in muon
+        ]
+        self._blocks = [
+            self._block(span, None, is_decayed=is_decayed)
+            for span, is_decayed in self._adamw_spans(muon)
+        ]
+
+    def reset_(self) -> None:
+        """Forget the moments, as a peer that joins does."""
+        self._first_P.zero_()
+        self._second_P.zero_()
+        self._num_steps = 0
+
+    def load_(self, inner_N: NDArray[np.float32]) -> None:
+        """Take over a mirrored state. Raises ValueError for one that no optimizer left."""
+        size = self._first_P.numel()
+        if inner_N.shape != (2 * size + 1,) or not inner_N[-1] >= 0:
+            raise ValueError(f"an inner state of shape {inner_N.shape}, {inner_N[-1:]} steps")
+        self._first_P.copy_(torch.from_numpy(inner_N[:size]))
+        self._second_P.copy_(torch.from_numpy(inner_N[size : 2 * size]))
+        self._num_steps = int(inner_N[-1])
+
+    def store(self, out_N: NDArray[np.float32]) -> None:
+        """Mirror the state into CPU memory."""
+        size = self._first_P.numel()
+        torch.from_numpy(out_N[:size]).copy_(self._first_P)
+        torch.from_numpy(out_N[size : 2 * size]).copy_(self._second_P)
+        out_N[-1] = self._num_steps
+
+    @torch.no_grad()
+    def step_(self, lr: float) -> None:
+        """Clip the gradient to `grad_clip` and take one step."""
+        if self._spec.grad_clip > 0:
+            norm = torch.linalg.vector_norm(self._flat.grad_P)
+            self._flat.grad_P.mul_((self._spec.grad_clip / (norm + 1e-6)).clamp(max=1.0))
+        self._num_steps += 1
+        for block in self._blocks:
+            self._adamw_(block, lr)
+        for block in self._matrices:
+            self._muon_(block, lr)
+
+    def _adamw_(self, block: _Block, lr: float) -> None:
+        beta1, beta2 = self._spec.betas
+        correction1 = 1 - beta1**self._num_steps
+        correction2 = 1 - beta2**self._num_steps
+        if block.is_decayed:
+            block.theta.mul_(1 - lr * self._spec.weight_decay)
+        block.first.lerp_(block.grad, 1 - beta1)
+        block.second.mul_(beta2).addcmul_(block.grad, block.grad, value=1 - beta2)
+        # lr * (m / c1) / (sqrt(v / c2) + eps), with the constants gathered on one side
+        scale = math.sqrt(correction2)
+        denominator = torch.sqrt(block.second, out=block.scratch).add_(_EPSILON * scale)
+        block.theta.addcdiv_(block.first, denominator, value=-lr * scale / correction1)
+
+    def _muon_(self, block: _Block, lr: float) -> None:
+        block.first.lerp_(block.grad, 1 - _MUON_MOMENTUM)
+        nesterov = block.grad.lerp(block.first, _MUON_MOMENTUM)
+        is_mixed = self._spec.precision == "bf16" and block.theta.is_cuda
+        update = orthogonalised(nesterov, torch.bfloat16 if is_mixed else torch.float32)
+        block.theta.mul_(1 - lr * self._spec.weight_decay)
+        block.theta.add_(update, alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
+
+    def _adamw_spans(self, muon: frozenset[str]) -> Iterator[tuple[slice, bool]]:
+        """Cut what AdamW handles into stretches of one kind, at most a block long."""
+        for name, (span, shape) in self._flat.spans.items():
+            if name in muon:
+                continue
+            for start in range(span.start, span.stop, self._block_size):
+                yield slice(start, min(span.stop, start + self._block_size)), len(shape) >= 2
+
+    def _block(self, span: slice, shape: torch.Size | None, *, is_decayed: bool = True) -> _Block:
+        flat = self._flat
+        shape = shape or torch.Size((span.stop - span.start,))
+        return _Block(
+            theta=flat.theta_P[span].view(shape),
+            grad=flat.grad_P[span].view(shape),
+            first=self._first_P[span].view(shape),
+            second=self._second_P[span].view(shape),
+            scratch=self._scratch[: span.stop - span.start],
+            is_decayed=is_decayed,
+        )
+
+
+def orthogonalised(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a matrix of the same shape with singular values near 1.
+
+    Five steps of the quintic Newton-Schulz iteration (Jordan et al., "Muon", 2024).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if is_tall else matrix).to(dtype)
+    x = x / (x.norm() + 1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    update: Tensor = x.T if is_tall else x
+    return update.to(matrix.dtype)

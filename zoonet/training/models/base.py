@@ -1,0 +1,25 @@
+"""What a model must offer to be trained here."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+
+class TrainableModel(nn.Module):
+    """A model that computes its own loss.
+
+    B = samples, T = tokens of a window, V = vocabulary
+    """
+
+    # Whether the loss of a batch is the mean of the losses of its samples, so that it may be cut.
+    is_batch_separable: bool = True
+
+    @abstractmethod
+    def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        """Return the mean loss () of a batch; y is x one token later."""
+
+    def next_token_logits(self, x_BT: Tensor) -> Tensor:
+        """Return logits_BV of the token after the window. Only causal models can."""
+        raise NotImplementedError(f"{type(self).__name__} does not generate text")

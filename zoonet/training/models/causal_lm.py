@@ -1,0 +1,62 @@
+"""Any causal language model of the `transformers` library, from the shape in a job's spec.
+
+Nothing is downloaded and no code of the job runs: only architectures inside the installed
+library can be named. B = samples, T = tokens, V = vocabulary
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoonet.config import ModelSpec
+from zoonet.errors import ConfigError
+from zoonet.training.models.base import TrainableModel
+
+
+class CausalLM(TrainableModel):
+    """Wraps a `transformers` model. Raises ConfigError for a config it cannot be made from."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.model = _from_config(spec)
+
+    def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        logits_BTV = self.model(input_ids=x_BT, use_cache=False).logits
+        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten())
+
+    def next_token_logits(self, x_BT: Tensor) -> Tensor:
+        logits_BTV: Tensor = self.model(input_ids=x_BT, use_cache=False).logits
+        return logits_BTV[:, -1]
+
+
+def _from_config(spec: ModelSpec) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            "this job's model needs the transformers library; "
+            'install it with: pip install "zoo-compute[hf]"'
+        ) from error
+    fields = dict(spec.hf_config)
+    model_type = fields.pop("model_type", "")
+    fields["vocab_size"] = spec.vocab_size
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **fields)
+        limit = getattr(config, "max_position_embeddings", spec.context)
+        if isinstance(limit, int) and limit < spec.context:
+            raise ConfigError(
+                f"model.context is {spec.context}, but model.hf_config has positions for {limit}"
+            )
+        model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # foreign constructors raise whatever the values lead to
+        raise ConfigError(
+            f"transformers cannot build a causal LM of type {model_type!r} from "
+            f"model.hf_config: {str(error)[:200]}"
+        ) from error
+    return model.to(torch.float32)

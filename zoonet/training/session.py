@@ -1,0 +1,249 @@
+"""One job on one device: the recipe that trainer processes and in-process trainers both run.
+
+No pipe, no loop, no clock. P = flat parameters, N = 2P + 1 (inner state), B = samples, T = tokens
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zoonet import config
+from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
+from zoonet.training.generate import generate
+from zoonet.training.inner import InnerOptimizer, learning_rate
+from zoonet.training.messages import Sample, Start, Train
+from zoonet.training.models import FlatModel, hidden_matrices
+from zoonet.training.order import SampleOrder
+from zoonet.training.tokenizers import MAX_TOKENIZER_BYTES, load_tokenizer
+from zoonet.training.tokens import Batch, TokenFile
+
+_EVAL_TOKENS_PER_BATCH = 4096
+
+Vector = NDArray[np.float32]
+
+
+class TrainingSession:
+    """Holds model, optimizer and data of a job. Raises ConfigError, OutOfDeviceMemory.
+
+    A round is `begin_round`, `step` for each slot, `finish_round`.
+    """
+
+    def __init__(self, start: Start) -> None:
+        prepared = config.decode(start.prepared)
+        self.spec = prepared.training
+        self.model_spec = prepared.model
+        self.device = pick_device(start.device)
+        self._tokenizer_path = Path(start.tokenizer_path)
+        context, vocab_size = prepared.model.context, prepared.model.vocab_size
+        token_bytes = prepared.data.token_bytes
+        self._train_tokens = TokenFile(Path(start.train_path), vocab_size, token_bytes)
+        self._heldout_tokens = TokenFile(Path(start.heldout_path), vocab_size, token_bytes)
+        self._order = SampleOrder(len(self._train_tokens), context, self.spec.seed)
+        try:
+            self._flat = FlatModel(prepared.model, prepared.num_parameters, self.device)
+            hidden = hidden_matrices(self._flat.model, vocab_size)
+            self._optimizer = InnerOptimizer(self._flat, self.spec, hidden)
+        except RuntimeError as error:
+            raise _memory_error(error, f"{prepared.num_parameters} parameters") from error
+        self._micro_batch_size = self.spec.batch_size
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._num_steps = 0
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return self._flat.theta_P.numel()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of one slot."""
+        return self.spec.batch_size * self.model_spec.context
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unmap the token files."""
+        self._train_tokens.close()
+        self._heldout_tokens.close()
+
+    def begin_round(self, theta_P: Vector, inner_N: Vector | None) -> None:
+        """Start from these parameters, and from this inner state or none."""
+        self._flat.load_(theta_P)
+        if inner_N is None:
+            self._optimizer.reset_()
+        else:
+            self._optimizer.load_(inner_N)
+        self._flat.model.train()
+        self._forget_loss()
+
+    def step(self, slot: int, progress: float) -> None:
+        """Take the inner step of a slot at a position in [0, 1] of the job's tokens.
+
+        Raises OutOfDeviceMemory where even one sample at a time does not fit.
+        """
+        starts_B = self._order.slot_starts(slot, self.spec.batch_size)
+        batch = self._train_tokens.batch(starts_B, self.model_spec.context)
+        self._loss_sum += self._backward(batch, slot)
+        self._num_steps += 1
+        self._optimizer.step_(learning_rate(progress, self.spec))
+
+    def take_loss(self) -> float:
+        """Return the mean loss of the steps since the last call (0 where there were none).
+
+        Waits for the device. Raises NonFiniteLoss.
+        """
+        mean = self._loss_sum.item() / max(1, self._num_steps)
+        self._forget_loss()
+        if not np.isfinite(mean):
+            raise NonFiniteLoss(f"the training loss became {mean}; lower training.inner_lr")
+        return mean
+
+    def finish_round(self, theta_P: Vector, inner_N: Vector) -> None:
+        """Write theta_local and the inner state. Raises NonFiniteLoss and writes nothing."""
+        if not torch.isfinite(self._flat.theta_P).all():
+            raise NonFiniteLoss("a step made parameters infinite; lower training.inner_lr")
+        self._flat.store(theta_P)
+        self._optimizer.store(inner_N)
+
+    def evaluate(
+        self, theta_P: Vector, *, max_tokens: int, is_stopped: Callable[[], bool]
+    ) -> tuple[float, int]:
+        """Return the mean held-out loss in nats and the number of tokens it is over.
+
+        `is_stopped` is asked between batches; then only what was seen so far counts.
+        Raises NonFiniteLoss.
+        """
+        self._flat.load_(theta_P)
+        self._flat.model.eval()
+        context = self.model_spec.context
+        size = max(self.spec.batch_size, _EVAL_TOKENS_PER_BATCH // context)
+        if not self._flat.model.is_batch_separable:
+            size = self.spec.batch_size
+        total, num_windows = 0.0, 0
+        for batch in self._heldout_tokens.heldout_windows(context, size, max_tokens=max_tokens):
+            if is_stopped():
+                break
+            if len(batch[0]) > 1 or self._flat.model.is_batch_separable:
+                total += self._heldout_loss(batch) * len(batch[0])
+                num_windows += len(batch[0])
+        if not num_windows:
+            raise TrainingError("there is no whole held-out window to evaluate on")
+        if not np.isfinite(total):
+            raise NonFiniteLoss(f"the held-out loss is {total}")
+        return total / num_windows, num_windows * context
+
+    def sample(self, theta_P: Vector, request: Sample) -> str:
+        """Return the prompt and its continuation. Raises ConfigError."""
+        if self.model_spec.kind == "embedding":
+            raise ConfigError("an embedding model does not generate text")
+        if self._tokenizer_path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise ConfigError(f"the tokenizer is larger than {MAX_TOKENIZER_BYTES} bytes")
+        tokenizer = load_tokenizer(self._tokenizer_path.read_bytes())
+        self._flat.load_(theta_P)
+        self._flat.model.eval()
+        ids_T = generate(
+            self._flat.model,
+            tokenizer.encode(request.prompt or "\n"),
+            context=self.model_spec.context,
+            num_tokens=request.num_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+        )
+        return tokenizer.decode(ids_T[ids_T < tokenizer.vocab_size])
+
+    def _forget_loss(self) -> None:
+        self._loss_sum.zero_()
+        self._num_steps = 0
+
+    def _backward(self, batch: Batch, slot: int) -> Tensor:
+        """Fill `grad_P` with the batch's mean gradient and return its mean loss.
+
+        Where the device's memory runs out, the batch is cut into smaller micro-batches.
+        """
+        while True:
+            try:
+                return self._accumulate(batch, slot)
+            except RuntimeError as error:
+                size = self._micro_batch_size
+                failure = _memory_error(error, f"a micro-batch of {size} samples")
+                if size == 1 or not self._flat.model.is_batch_separable:
+                    raise failure from error
+            self._micro_batch_size = (size + 1) // 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _accumulate(self, batch: Batch, slot: int) -> Tensor:
+        self._flat.grad_P.zero_()
+        if self.model_spec.dropout > 0 or self.model_spec.kind == "transformers":
+            torch.manual_seed(slot_seed(self.spec.seed, slot))
+        loss_sum = torch.zeros((), device=self.device)
+        num_samples = len(batch[0])
+        for first in range(0, num_samples, self._micro_batch_size):
+            micro = slice(first, first + self._micro_batch_size)
+            x_BT, y_BT = (self._on_device(part[micro]) for part in batch)
+            with self._autocast():
+                loss = self._flat.model(x_BT, y_BT)
+            if len(x_BT) < num_samples:
+                loss = loss * (len(x_BT) / num_samples)
+            loss.backward()
+            loss_sum += loss.detach()
+        return loss_sum
+
+    @torch.no_grad()
+    def _heldout_loss(self, batch: Batch) -> float:
+        with self._autocast():
+            loss = self._flat.model(self._on_device(batch[0]), self._on_device(batch[1]))
+        return float(loss)
+
+    def _on_device(self, ids_BT: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(ids_BT).to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        """bf16 on GPUs that compute it. A CPU stays in fp32: there bf16 is slower."""
+        is_mixed = self.spec.precision == "bf16" and self.device.type == "cuda"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed)
+
+
+def position(command: Train, step: int, num_steps: int, total_tokens: int) -> float:
+    """Return how far in [0, 1] the job is, in the middle of a peer's n-th step of a round."""
+    planned = command.tokens_planned * (step + 0.5) / num_steps
+    return min(1.0, (command.tokens_done + planned) / total_tokens)
+
+
+def slot_seed(seed: int, slot: int) -> int:
+    """Return the 63-bit seed of a slot's random numbers: a replay draws the same ones."""
+    digest = hashlib.blake2b(b"zoonet-slot/1" + struct.pack("<qq", seed, slot), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" takes the best there is. Raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        raise ConfigError(f"this machine has no device {name!r}: {str(error)[:200]}") from error
+    return device
+
+
+def _memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
+    """Map torch's ways to say that memory ran out; re-raise anything else."""
+    is_device = isinstance(error, torch.cuda.OutOfMemoryError)
+    if not is_device and "can't allocate memory" not in str(error):
+        raise error
+    return OutOfDeviceMemory(f"the device has too little memory for {what}")

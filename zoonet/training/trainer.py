@@ -1,0 +1,205 @@
+"""The trainer process: `python -m zoonet.training.trainer --pipe FD --memory FD`.
+
+Owns the device and runs the job's recipe. It has no keys, no network and no event loop, and ends
+when its pipe closes, even in the middle of a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from zoonet import config, ranges
+from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
+from zoonet.training.buffers import SharedBuffers
+from zoonet.training.channel import Channel, PipeClosed
+from zoonet.training.messages import (
+    Answer,
+    Command,
+    Evaluate,
+    Evaluated,
+    Failed,
+    Ready,
+    Sample,
+    Sampled,
+    Start,
+    StepDone,
+    Stop,
+    Train,
+    Trained,
+)
+from zoonet.training.session import TrainingSession, position
+
+_REPORT_INTERVAL_S = 0.25
+_PR_SET_PDEATHSIG = 1
+
+
+class Trainer:
+    """Answers the commands of one node until the pipe closes."""
+
+    def __init__(self, channel: Channel, buffers: SharedBuffers, session: TrainingSession) -> None:
+        self._channel = channel
+        self._buffers = buffers
+        self._session = session
+        self._stop: Stop | None = None
+
+    def serve(self) -> None:
+        """Answer commands. Raises PipeClosed at the end."""
+        while True:
+            command = self._channel.receive()
+            if isinstance(command, Stop):
+                continue  # it crossed the answer that it wanted to hasten
+            self._stop = None
+            self._channel.send(self._answer(command))
+
+    def _answer(self, command: Command) -> Answer:
+        try:
+            match command:
+                case Train():
+                    return self._train(command)
+                case Evaluate():
+                    loss, tokens = self._session.evaluate(
+                        self._buffers.global_P,
+                        max_tokens=command.max_tokens,
+                        is_stopped=self._is_stopped,
+                    )
+                    return Evaluated(loss=loss, tokens=tokens)
+                case Sample():
+                    return Sampled(text=self._session.sample(self._buffers.global_P, command))
+                case _:
+                    raise RuntimeError(f"{type(command).__name__} is not expected here")
+        except (TrainingError, ConfigError) as error:
+            return failure_of(error)
+
+    def _train(self, command: Train) -> Answer:
+        inner_N = self._buffers.inner_N if command.has_inner_state else None
+        self._session.begin_round(self._buffers.local_P, inner_N)
+        started = time.monotonic()
+        progress = _Progress(ranges.count(command.slots), self._session.tokens_per_step)
+        total_tokens = self._session.spec.tokens
+        for step, slot in enumerate(each(command.slots)):
+            if self._is_stopped():
+                break
+            self._session.step(slot, position(command, step, progress.of, total_tokens))
+            progress.steps += 1
+            if progress.is_due():
+                self._channel.send(progress.report(self._session.take_loss()))
+        mean_loss = progress.mean_loss(self._session.take_loss())
+        if self._stop is None or not self._stop.is_discarded:
+            self._session.finish_round(self._buffers.local_P, self._buffers.inner_N)
+        return Trained(
+            round=command.round,
+            slots=ranges.take(command.slots, progress.steps)[0],
+            loss=mean_loss,
+            tokens=progress.steps * self._session.tokens_per_step,
+            seconds=time.monotonic() - started,
+        )
+
+    def _is_stopped(self) -> bool:
+        self._stop = self._stop or self._channel.pending_stop()
+        return self._stop is not None
+
+
+class _Progress:
+    """Counts the steps of a round, reports about four times a second, averages the loss."""
+
+    def __init__(self, of: int, tokens_per_step: int) -> None:
+        self.steps = 0
+        self.of = of
+        self._tokens_per_step = tokens_per_step
+        self._reported_steps = 0
+        self._reported_at = time.monotonic()
+        self._loss_sum = 0.0
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._reported_at >= _REPORT_INTERVAL_S
+
+    def report(self, loss: float) -> StepDone:
+        now = time.monotonic()
+        num_new = self.steps - self._reported_steps
+        speed = num_new * self._tokens_per_step / max(1e-9, now - self._reported_at)
+        self._loss_sum += loss * num_new
+        self._reported_steps, self._reported_at = self.steps, now
+        return StepDone(steps=self.steps, of=self.of, loss=loss, tokens_per_s=speed)
+
+    def mean_loss(self, last_loss: float) -> float:
+        """Mean over all steps, given the mean over those since the last report."""
+        total = self._loss_sum + last_loss * (self.steps - self._reported_steps)
+        return total / max(1, self.steps)
+
+
+def each(slots: ranges.Ranges) -> Iterator[int]:
+    """Yield every slot of the ranges in order."""
+    for start, stop in slots:
+        yield from range(start, stop)
+
+
+def failure_of(error: TrainingError | ConfigError) -> Failed:
+    """Return the event that tells the node of an error."""
+    match error:
+        case NonFiniteLoss():
+            return Failed(kind="non-finite", message=str(error))
+        case OutOfDeviceMemory():
+            return Failed(kind="out-of-memory", message=str(error))
+        case ConfigError():
+            return Failed(kind="config", message=str(error))
+        case _:
+            return Failed(kind="training", message=str(error))
+
+
+def run(pipe_fd: int, memory_fd: int) -> None:
+    """Load the job that the first command names, then answer commands. Raises PipeClosed."""
+    channel = Channel(socket.socket(fileno=pipe_fd))
+    start = channel.receive()
+    if not isinstance(start, Start):
+        raise RuntimeError(f"{type(start).__name__} arrived before Start")
+    torch.set_num_threads(start.num_threads)
+    with _reported_failures(channel):
+        session = TrainingSession(start)
+    num_parameters = config.decode(start.prepared).num_parameters
+    with session, SharedBuffers.attach(memory_fd, num_parameters) as buffers:
+        channel.send(Ready(device=str(session.device), num_parameters=num_parameters))
+        Trainer(channel, buffers, session).serve()
+
+
+@contextmanager
+def _reported_failures(channel: Channel) -> Iterator[None]:
+    """Tell the node of an expected failure to load, and end."""
+    try:
+        yield
+    except (TrainingError, ConfigError) as error:
+        channel.send(failure_of(error))
+        raise PipeClosed from error
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end this process with its parent (Linux), however long a step takes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def main() -> None:
+    """Entry point of the spawned process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pipe", type=int, required=True)
+    parser.add_argument("--memory", type=int, required=True)
+    parser.add_argument("--nice", type=int, default=0)
+    arguments = parser.parse_args()
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(arguments.nice)
+    with suppress(PipeClosed):
+        run(arguments.pipe, arguments.memory)
+
+
+if __name__ == "__main__":
+    main()
