@@ -86,15 +86,21 @@ def passphrase() -> str:
 
 
 def configure_logging(*, verbosity: int) -> None:
-    """Send the story (or with verbosity 1 the mechanics) to stderr; -1 keeps to warnings."""
-    from rich.console import Console
-    from rich.logging import RichHandler
+    """Send the story (or with verbosity 1 the mechanics) to stderr; -1 keeps to warnings.
 
+    Colours and columns on a terminal, plain lines for a file or a service's journal.
+    """
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        console = Console(stderr=True)
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
-    handler = RichHandler(
-        console=Console(stderr=True), show_path=False, log_time_format="%H:%M:%S", markup=False
-    )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     for name in ("zoonet", "peers"):
         logging.getLogger(name).setLevel(level)
 
@@ -109,6 +115,14 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_until_signalled(main))
+
+
+def run_role(main: Coroutine[Any, Any, None]) -> None:
+    """Run a role until it ends or is told to: for a role a signal is the normal end."""
+    try:
+        run(main)
+    except Interrupted:
+        log.info("stopped")
 
 
 async def _until_signalled(main: Coroutine[Any, Any, T]) -> T:

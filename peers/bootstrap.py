@@ -1,0 +1,95 @@
+"""The bootstrap: a peer with a stable address that others enter through. It trains nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from peers import runtime
+from peers.keys import identity_of
+from zoonet.crypto import PeerId, short
+from zoonet.net import Host, HostConfig
+
+DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/31330",)
+LOOK_INTERVAL_S: Final = 2.0  # between two looks at who is connected
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootstrapOptions:
+    """What `zoonet bootstrap` was told."""
+
+    home: Path  # state directory; the key in it is the stable identity
+    listen: tuple[str, ...] = ()  # empty: DEFAULT_LISTEN
+    announce: tuple[str, ...] = ()
+    join: tuple[str, ...] = ()  # other bootstraps
+    public: bool = False  # this machine has a public address: relay for others
+    name: str = ""
+    as_json: bool = False  # one JSON line when ready, in place of words
+
+
+def main(options: BootstrapOptions) -> None:
+    """Run until SIGINT or SIGTERM; both are the normal end."""
+    runtime.run_role(run_bootstrap(options))
+
+
+async def run_bootstrap(options: BootstrapOptions) -> None:
+    """Serve until cancelled. Raises ConfigError and TransportError as `Host.open` does."""
+    home = runtime.Home(options.home)
+    config = HostConfig(
+        run_dir=home.run_dir,
+        listen=options.listen or DEFAULT_LISTEN,
+        announce=options.announce,
+        bootstrap=options.join,
+        is_public=options.public,
+    )
+    async with Host.open(identity_of(home), config) as host:
+        addresses = by_reach(await host.addresses())
+        if options.as_json:
+            ready = {"ready": True, "peer_id": host.peer_id, "addresses": addresses}
+            print(json.dumps(ready), flush=True)
+        else:
+            print(invitation(addresses), flush=True)
+        await _tell_who_is_connected(host)
+
+
+def by_reach(addresses: Sequence[str]) -> list[str]:
+    """Addresses in the order in which others should try them: this machine's own come last."""
+
+    def rank(address: str) -> int:
+        host = address.split("/")[2] if address.count("/") > 2 else ""
+        is_local = host.startswith("127.") or host == "::1"
+        return 2 if is_local else 1 if ":" in host else 0
+
+    return sorted(addresses, key=rank)
+
+
+def invitation(addresses: Sequence[str]) -> str:
+    """What to copy and send to others."""
+    if not addresses:
+        return "no address yet: nobody can join through this peer"
+    first, *others = addresses
+    lines = ["others join with:", "", f"  zoonet peer --join {first}", ""]
+    if others:
+        lines += ["or by another address of this machine:", ""]
+        lines += [f"  {address}" for address in others]
+        lines += [""]
+    return "\n".join(lines)
+
+
+async def _tell_who_is_connected(host: Host) -> None:
+    known: set[PeerId] = set()
+    while True:
+        connected = await host.connected()
+        for peer_id in sorted(connected.keys() - known):
+            log.info("connected peer=%s num_peers=%d", short(peer_id), len(connected))
+        for peer_id in sorted(known - connected.keys()):
+            log.info("disconnected peer=%s num_peers=%d", short(peer_id), len(connected))
+        known = set(connected)
+        await asyncio.sleep(LOOK_INTERVAL_S)
