@@ -1,0 +1,60 @@
+"""What every record passes on its way in, from the DHT and from topics alike."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from typing import Any, Final
+
+from zoonet.clock import Clock
+from zoonet.crypto import PeerId, sha256
+from zoonet.errors import InvalidRecord
+from zoonet.records import MAX_RECORD_BYTES, ReplayGuard, Signed, verify
+
+MAX_REMEMBERED: Final = 8192
+
+
+class Gate:
+    """Verifies records, refuses replays and equivocations, and counts refusals by reason.
+
+    Replicas hand over the same bytes again and again: what was verified once is remembered by
+    its digest (bounded), and only its time is checked again.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._guard = ReplayGuard(clock.now)
+        self._verified: OrderedDict[bytes, Signed[Any]] = OrderedDict()
+        self.refusals: Counter[str] = Counter()
+
+    def now(self) -> float:
+        """Unix time in seconds."""
+        return self._clock.now()
+
+    def admit(self, raw: bytes) -> Signed[Any]:
+        """Return the record. Raises InvalidRecord; the caller counts it with `refuse`."""
+        record = self._verify(raw)
+        self._guard.admit(record)
+        return record
+
+    def _verify(self, raw: bytes) -> Signed[Any]:
+        if len(raw) > MAX_RECORD_BYTES:
+            raise InvalidRecord("", "oversized", f"{len(raw)} bytes")
+        digest = sha256(raw)
+        known = self._verified.get(digest)
+        if known is not None and known.expires_at > self.now():
+            self._verified.move_to_end(digest)
+            return known
+        record = verify(raw, now=self.now())
+        self._verified[digest] = record
+        if len(self._verified) > MAX_REMEMBERED:
+            self._verified.popitem(last=False)
+        return record
+
+    def refuse(self, error: InvalidRecord) -> None:
+        """Count a refusal."""
+        self.refusals[error.reason] += 1
+
+    def require_author(self, record: Signed[Any], sender: PeerId) -> None:
+        """Raise InvalidRecord where a record is brought by another than its author."""
+        if record.author != sender:
+            raise InvalidRecord(record.author, "misplaced", f"brought by {sender[-8:]}")
