@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from zoonet.errors import ConfigError
-from zoonet.net.addresses import is_loopback, parse_listen_address, parse_peer_address
+from zoonet.net.addresses import (
+    PeerAddress,
+    is_loopback,
+    parse_listen_address,
+    parse_peer_address,
+)
 
 MAX_SOCKET_PATH_BYTES: Final = 100  # the kernel's limit is 108 on Linux, 104 on macOS
 LONGEST_SOCKET_NAME: Final = "p2pclient-0123456789abc.sock"
+MAX_RELAYS: Final = 16
+_PLAIN_ADDRESS: Final = re.compile(
+    r"^/(ip4|ip6|dns|dns4|dns6)/[^/]+/(tcp/\d+|udp/\d+/quic-v1)/p2p/[^/]+$"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +38,8 @@ class HostConfig:
     announce: tuple[str, ...] = ()
     # Peers to join, each with its /p2p/<id>; tried all at once, and again while they are down.
     bootstrap: tuple[str, ...] = ()
-    # Peers met before; also tried, and also asked to relay.
+    # Peers met before; also tried, and also asked to relay. Others told us these: what is
+    # malformed among them is passed over.
     known_peers: tuple[str, ...] = ()
     # On a public address: says so, and relays for others.
     is_public: bool = False
@@ -47,7 +58,7 @@ class HostConfig:
         for text in self.announce:
             if "/tcp/0" in text or "/udp/0" in text:
                 raise ConfigError(f"cannot announce {text!r}: name the port that others reach")
-        for text in (*self.bootstrap, *self.known_peers):
+        for text in self.bootstrap:
             parse_peer_address(text)
         if self.is_public and self.is_client:
             raise ConfigError("a peer is either public or a client behind NAT, not both")
@@ -68,7 +79,22 @@ class HostConfig:
         return bool(self.listen) and all(is_loopback(text) for text in self.listen)
 
     @property
+    def join_addresses(self) -> tuple[PeerAddress, ...]:
+        """Where to look for the swarm: every usable address, each once."""
+        usable = {}
+        for text in (*self.bootstrap, *self.known_peers):
+            try:
+                address = parse_peer_address(text)
+            except ConfigError:
+                continue
+            usable[address.text] = address
+        return tuple(usable.values())
+
+    @property
     def relays(self) -> tuple[str, ...]:
-        """Peers that may be asked to relay: those named, unless they are relayed themselves."""
-        candidates = dict.fromkeys((*self.bootstrap, *self.known_peers))
-        return tuple(text for text in candidates if "/p2p-circuit" not in text)[:16]
+        """Peers that may be asked to relay.
+
+        Plain addresses only: the daemon does not start where it cannot read one of these.
+        """
+        texts = (address.text for address in self.join_addresses)
+        return tuple(text for text in texts if _PLAIN_ADDRESS.match(text))[:MAX_RELAYS]

@@ -206,8 +206,7 @@ class Host:
         return _outcome(dials)
 
     async def _join_named_peers(self) -> None:
-        texts = dict.fromkeys((*self.config.bootstrap, *self.config.known_peers))
-        addresses = [parse_peer_address(text) for text in texts]
+        addresses = self.config.join_addresses
         for address in addresses:
             self.learn(address.peer_id, [address.text])
         if not addresses:
