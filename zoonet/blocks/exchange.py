@@ -35,7 +35,7 @@ from zoonet.transport import (
 )
 from zoonet.transport.calls import parse_reply
 
-PROTOCOL: Final = "/zoonet/blocks/1"
+PROTOCOL: Final = "blocks/1"
 _REPLY_OVERHEAD_BYTES: Final = 512  # status, msgpack header, or the text of a refusal
 LANES: Final = 2  # streams to each holder: one block travels while the next is asked for
 MAX_STREAMS: Final = 64  # served at once, in all and by one peer

@@ -56,28 +56,45 @@ def decode(raw: bytes, *, peer: str = "") -> Manifest:
         raise ProtocolViolation(peer, f"not a manifest: {error}") from error
 
 
-def put_bytes(store: Blocks, content: Buffer, *, block_bytes: int = FILE_BLOCK_BYTES) -> str:
-    """Store bytes as a file and return its manifest's CID. Raises StorageError."""
+def put_bytes(
+    store: Blocks, content: Buffer, *, block_bytes: int = FILE_BLOCK_BYTES, owner: str = ""
+) -> str:
+    """Store bytes as a file and return its manifest's CID.
+
+    With `owner` every block is pinned for it. Raises StorageError.
+    """
     view = memoryview(content).cast("B")
     pieces = (view[start : start + block_bytes] for start in range(0, len(view), block_bytes))
-    return _put(store, (bytes(piece) for piece in pieces), len(view), block_bytes)
+    return _put(store, (bytes(piece) for piece in pieces), len(view), block_bytes, owner)
 
 
-def put_file(store: Blocks, path: Path, *, block_bytes: int = FILE_BLOCK_BYTES) -> str:
-    """Store a file's contents and return its manifest's CID. Raises StorageError."""
+def put_file(
+    store: Blocks, path: Path, *, block_bytes: int = FILE_BLOCK_BYTES, owner: str = ""
+) -> str:
+    """Store a file's contents as `put_bytes` does. Raises StorageError."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            return _put(store, iter(lambda: file.read(block_bytes), b""), size, block_bytes)
+            pieces = iter(lambda: file.read(block_bytes), b"")
+            return _put(store, pieces, size, block_bytes, owner)
     except OSError as error:
         raise storage_error("read", path, error) from error
 
 
-def _put(store: Blocks, pieces: Iterator[bytes], size: int, block_bytes: int) -> str:
+def _put(
+    store: Blocks, pieces: Iterator[bytes], size: int, block_bytes: int, owner: str
+) -> str:
     if size > MAX_BLOCKS * block_bytes:
         raise ValueError(f"{size} bytes in blocks of {block_bytes}: more than {MAX_BLOCKS} blocks")
-    cids = tuple(store.put(piece) for piece in pieces)
-    return store.put(encode(Manifest(size=size, block_bytes=block_bytes, cids=cids)))
+
+    def put(block: bytes) -> str:
+        cid = store.put(block)
+        if owner:
+            store.pin(owner, (cid,))
+        return cid
+
+    cids = tuple(put(piece) for piece in pieces)
+    return put(encode(Manifest(size=size, block_bytes=block_bytes, cids=cids)))
 
 
 def manifest_of(store: Blocks, manifest_cid: str) -> Manifest:

@@ -69,6 +69,8 @@ class DataConfig(Section):
 
     def check(self) -> None:
         self.require("text", bool(self.text), "a path or stdlib")
+        if self.dataset:
+            self.require("text", self.text == STDLIB, "nothing beside data.dataset")
         self.require("tokenizer", bool(self.tokenizer), "byte, char or a path")
         self.require_between(0.0001, 0.9, "heldout_fraction")
         self.require_between(0, 1 << 50, "max_bytes")

@@ -3,7 +3,7 @@
 from zoonet.jobs.catalog import Catalog
 from zoonet.jobs.fit import ProviderPolicy, misfit, spec_misfit
 from zoonet.jobs.lifecycle import IllegalTransition, JobPhase, JobState, advance
-from zoonet.jobs.view import JobRecords, JobView, Losses, PeerView, ResultView, elect, fold
+from zoonet.jobs.view import JobRecords, JobView, Losses, PeerView, ResultView, fold, rank
 
 __all__ = [
     "Catalog",
@@ -17,8 +17,8 @@ __all__ = [
     "ProviderPolicy",
     "ResultView",
     "advance",
-    "elect",
     "fold",
     "misfit",
+    "rank",
     "spec_misfit",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Final, Self, TypeVar
 from zoonet.blocks import cid_of
 from zoonet.clock import Clock
 from zoonet.config import PreparedJob, encode
-from zoonet.crypto import Identity
+from zoonet.crypto import Identity, PeerId
 from zoonet.errors import ConfigError, TransportError
 from zoonet.jobs.lifecycle import Cancelled, JobState, advance
 from zoonet.jobs.view import JobRecords, JobView
@@ -50,7 +50,8 @@ class Catalog:
         self._records = records
         self._clock = clock
         self._sequence = 0
-        self._own: dict[str, Signed[JobRecord]] = {}
+        self._seen: dict[str, Signed[JobRecord]] = {}
+        self._lists: dict[PeerId, Signed[JobList]] = {}
 
     async def publish(
         self, job: PreparedJob, *, budget_max: float = 0, lifetime_s: float = JOB_LIFETIME_S
@@ -100,7 +101,8 @@ class Catalog:
 
     async def _put(self, record: Signed[JobRecord]) -> None:
         listing = await self._listing(record)
-        self._own[record.body.job_id] = record
+        self._seen[record.body.job_id] = record
+        self._lists[record.author] = listing
         await self._records.publish(record)
         await self._records.publish(listing)
         for topic in (JOBS_TOPIC, job_topic(record.body.job_id)):
@@ -108,7 +110,12 @@ class Catalog:
 
     async def _listing(self, record: Signed[JobRecord]) -> Signed[JobList]:
         """This submitter's list of open jobs, with or without the one that changed."""
-        job_ids = [job_id for job_id, own in self._own.items() if self._is_open(own)]
+        own = [
+            seen
+            for seen in self._seen.values()
+            if seen.author == self._identity.peer_id and self._is_open(seen)
+        ]
+        job_ids = [seen.body.job_id for seen in own]
         for listed in await self._records.fetch(JOBS_KEY, JobList):
             if listed.author == self._identity.peer_id:
                 job_ids.extend(listed.body.job_ids)
@@ -117,7 +124,7 @@ class Catalog:
             if len(job_ids) >= MAX_LISTED_JOBS:
                 job_ids = await self._still_open(job_ids)
             job_ids.append(record.body.job_id)
-        expires_at = max(record.expires_at, *(o.expires_at for o in self._own.values()), 0.0)
+        expires_at = max(record.expires_at, *(seen.expires_at for seen in own), 0.0)
         return self._sign(JobList(job_ids=tuple(job_ids)), expires_at)
 
     async def _still_open(self, job_ids: Iterable[str]) -> list[str]:
@@ -133,13 +140,20 @@ class Catalog:
     def _is_open(self, record: Signed[JobRecord]) -> bool:
         return not record.body.is_cancelled and record.expires_at > self._clock.now()
 
-    async def refresh(self) -> None:
-        """Publish the own open jobs again, for peers that left may have taken the records along.
+    async def refresh(self, job_ids: Iterable[str]) -> None:
+        """Publish again the records of jobs, anyone's, for they leave with the peers that keep
+        them: what this peer trains or has submitted stays findable while it is there.
 
         Raises TransportError where no peer could be reached.
         """
-        for record in [own for own in self._own.values() if self._is_open(own)]:
-            await self._put(record)
+        for job_id in job_ids:
+            record = self._seen.get(job_id)
+            if record is None or not self._is_open(record):
+                continue
+            await self._records.publish(record)
+            listing = self._lists.get(record.author)
+            if listing is not None and listing.expires_at > self._clock.now():
+                await self._records.publish(listing)
 
     async def record(self, job_id: str) -> Signed[JobRecord]:
         """Return a job's record, cancelled or not. Raises ConfigError where there is none."""
@@ -152,9 +166,17 @@ class Catalog:
             raise ConfigError(f"no job {job_id} was found; list the open ones with: zoonet jobs")
         # The id is a digest of submitter and spec, so all of them have one author.
         newest = max(found, key=lambda record: record.sequence)
-        if newest.author == self._identity.peer_id:
-            self._own[job_id] = newest
+        known = self._seen.get(job_id)
+        if known is not None and known.is_newer_than(newest):
+            return known
+        self._remember(newest)
         return newest
+
+    def _remember(self, record: Signed[JobRecord]) -> None:
+        self._seen[record.body.job_id] = record
+        if len(self._seen) > MAX_DISCOVERED_JOBS:
+            first = min(self._seen.values(), key=lambda seen: seen.expires_at)
+            del self._seen[first.body.job_id]
 
     async def discover(self) -> list[Signed[JobRecord]]:
         """Return the jobs that are neither cancelled nor expired, the oldest first.
@@ -163,6 +185,7 @@ class Catalog:
         """
         job_ids: dict[str, None] = {}
         for listing in await self._records.fetch(JOBS_KEY, JobList):
+            self._lists[listing.author] = listing
             job_ids.update(dict.fromkeys(listing.body.job_ids))
         found = await self._gather(self._record_or_none, list(job_ids)[:MAX_DISCOVERED_JOBS])
         records = [record for record in found if self._is_open(record)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zoonet.crypto import PeerId
+from zoonet.crypto import PeerId, short
 from zoonet.jobs.lifecycle import (
     FINAL_PHASES,
     Cancelled,
@@ -44,7 +44,7 @@ class PeerView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultView:
-    """The model that most participants name, and who holds it."""
+    """A model that participants published, and who holds it."""
 
     model_cid: str
     model_bytes: int
@@ -76,13 +76,18 @@ class JobView:
     expires_at: float
     peers: tuple[PeerView, ...]
     eval_losses: Losses
-    result: ResultView | None
+    results: tuple[ResultView, ...]  # the one that most participants name first
     note: str
 
     @property
     def is_final(self) -> bool:
         """Whether the job has ended, well or not."""
         return self.phase in FINAL_PHASES
+
+    @property
+    def result(self) -> ResultView | None:
+        """The model that most participants name."""
+        return self.results[0] if self.results else None
 
     @property
     def eval_loss(self) -> float:
@@ -151,9 +156,9 @@ def fold(
     earlier_losses: Losses = (),
 ) -> JobView:
     """Fold the records of one job. `earlier_losses` are kept where nothing newer replaces them."""
-    result = elect(results)
+    ranked = rank(results)
     state = JobState()
-    for event in _events(job, progress, result, now):
+    for event in _events(job, progress, ranked[0] if ranked else None, now):
         state = advance(state, event)
     spec = job.body
     return JobView(
@@ -174,8 +179,8 @@ def fold(
         expires_at=job.expires_at,
         peers=tuple(_peer_view(record) for record in sorted(progress, key=lambda r: r.author)),
         eval_losses=_losses(earlier_losses, progress, results),
-        result=result,
-        note=state.note or _waiting_note(state, spec),
+        results=ranked,
+        note=state.note or _trouble(state, spec, progress),
     )
 
 
@@ -198,39 +203,50 @@ def _events(
         yield Cancelled()
     elif job.expires_at <= now:
         yield Expired()
-    elif progress and all(record.body.phase == "failed" for record in progress):
-        yield Failed(next((r.body.note for r in progress if r.body.note), "every peer gave up"))
+    elif progress and len(_given_up(progress)) == len(progress) >= job.body.min_peers:
+        yield Failed(_given_up(progress)[0])
 
 
-def _waiting_note(state: JobState, spec: JobRecord) -> str:
+def _given_up(progress: Sequence[Signed[Progress]]) -> list[str]:
+    """The words of those who cannot go on; they may try again once their record expires."""
+    return [
+        f"{short(record.author)} gave up: {record.body.note or 'for no reason given'}"
+        for record in progress
+        if record.body.phase == "failed"
+    ]
+
+
+def _trouble(state: JobState, spec: JobRecord, progress: Sequence[Signed[Progress]]) -> str:
+    """Why it does not go on, where it does not."""
     if state.phase == "open":
         return "no peer has taken it yet; start one with: zoonet peer"
-    if state.phase == "training" and len(state.peer_ids) < spec.min_peers:
-        return f"{len(state.peer_ids)} of the {spec.min_peers} peers it needs are there"
-    return ""
+    num_working = len(progress) - len(_given_up(progress))
+    if state.phase == "training" and num_working < spec.min_peers and not state.num_rounds:
+        return f"{num_working} of the {spec.min_peers} peers it needs are there"
+    return next(iter(_given_up(progress)), "")
 
 
-def elect(results: Sequence[Signed[JobResult]]) -> ResultView | None:
-    """The result that most distinct participants name; ties: more tokens, then the lower CID."""
-    voters: dict[tuple[str, str], dict[PeerId, JobResult]] = defaultdict(dict)
+def rank(results: Sequence[Signed[JobResult]]) -> tuple[ResultView, ...]:
+    """The named models: more participants first, then more tokens, then the lower CIDs."""
+    # Not by chain_cid: the peers' files of one chain differ in which votes each saw first.
+    named: dict[tuple[str, bytes], dict[PeerId, JobResult]] = defaultdict(dict)
     for record in results:
-        voters[record.body.model_cid, record.body.chain_cid][record.author] = record.body
-    if not voters:
-        return None
-    (model_cid, chain_cid), named = min(
-        voters.items(),
-        key=lambda entry: (-len(entry[1]), -max(r.num_tokens for r in entry[1].values()), entry[0]),
-    )
-    first = named[min(named)]
-    return ResultView(
-        model_cid=model_cid,
-        model_bytes=first.model_bytes,
-        chain_cid=chain_cid,
-        num_rounds=first.num_rounds,
-        num_tokens=first.num_tokens,
-        eval_loss=first.eval_loss,
-        holders=tuple(sorted(named)),
-    )
+        named[record.body.model_cid, record.body.head][record.author] = record.body
+    found = []
+    for (model_cid, _), by_peer in sorted(named.items()):
+        first = by_peer[min(by_peer)]
+        found.append(
+            ResultView(
+                model_cid=model_cid,
+                model_bytes=first.model_bytes,
+                chain_cid=first.chain_cid,
+                num_rounds=first.num_rounds,
+                num_tokens=first.num_tokens,
+                eval_loss=first.eval_loss,
+                holders=tuple(sorted(by_peer)),
+            )
+        )
+    return tuple(sorted(found, key=lambda result: (-len(result.holders), -result.num_tokens)))
 
 
 def _peer_view(record: Signed[Progress]) -> PeerView:
