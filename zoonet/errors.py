@@ -19,7 +19,8 @@
      │  └ QuorumLost       too few members signed the result
      ├ StorageError        the local disk: full, read-only or damaged
      └ TrainingError       stop this job on this peer
-        ├ NonFiniteLoss    the loss became NaN or infinite
+        ├ WorkLost         this round's local work is lost, the job goes on
+        │  └ NonFiniteLoss the loss became NaN or infinite
         └ OutOfDeviceMemory
 """
 
@@ -117,7 +118,11 @@ class TrainingError(ZoonetError):
     """This peer cannot go on training this job."""
 
 
-class NonFiniteLoss(TrainingError):
+class WorkLost(TrainingError):
+    """The local work of this round is lost; the peer goes on with the next one."""
+
+
+class NonFiniteLoss(WorkLost):
     """The training loss became NaN or infinite."""
 
 

@@ -127,8 +127,8 @@ class CountingReplica:
 
 
 def chunks_of(theta_P: np.ndarray) -> list[bytes]:
-    raw = theta_P.tobytes() + bytes(4 * NUM_PARAMETERS)
-    return [raw[i : i + STATE_CHUNK_BYTES] for i in range(0, len(raw), STATE_CHUNK_BYTES)]
+    assert theta_P.nbytes <= STATE_CHUNK_BYTES
+    return [theta_P.tobytes(), bytes(theta_P.nbytes)]  # and a momentum of zeros
 
 
 @dataclass

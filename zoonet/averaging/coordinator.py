@@ -91,14 +91,16 @@ class Coordinator:
         self.record = b""
         self._changed = asyncio.Condition()
         self._is_over = False
+        self._is_settled = False
         self._opened = asyncio.get_running_loop().time()
 
     # --- gathering ----------------------------------------------------------------------------
 
     async def lead(self) -> None:
-        """Gather members, plan the round and lead it until cancelled.
+        """Gather members, plan the round and lead it until `settle` is called.
 
-        Raises RoundFailed where nobody is left who contributes.
+        Then the streams stay open until the followers, who learn of the certificate by
+        themselves, have closed them. Raises RoundFailed where nobody is left who contributes.
         """
         try:
             await self._gather()
@@ -108,6 +110,10 @@ class Coordinator:
             self._is_over = True
             for follower in list(self._followers.values()):
                 await follower.stream.close()
+
+    def settle(self) -> None:
+        """The round is certified: there is nothing left to decide."""
+        self._is_settled = True
 
     async def _gather(self) -> None:
         while not self._is_gathered(self._now() - self._opened):
@@ -177,8 +183,9 @@ class Coordinator:
         assert self._conductor is not None
         for peer in self._conductor.round.members:
             self._heard.setdefault(peer, self._now())
-        while True:
-            await self._obey(self._conductor.on_time(self._now()))
+        while self._followers or not self._is_settled:
+            if not self._is_settled:
+                await self._obey(self._conductor.on_time(self._now()))
             await asyncio.sleep(self._config.beat_s)
             for peer, heard in list(self._heard.items()):
                 silent_s = self._now() - heard
@@ -227,6 +234,8 @@ class Coordinator:
 
     async def _obey_or_end(self, orders: list[Order]) -> None:
         """Orders that arise in a follower's own stream: giving up is left to `lead`."""
+        if self._is_settled:
+            return
         await self._obey([order for order in orders if not isinstance(order, GiveUp)])
 
     # --- a member's stream --------------------------------------------------------------------

@@ -33,7 +33,7 @@ from zoonet.averaging.messages import (
 from zoonet.averaging.replica import Replica
 from zoonet.clock import Clock
 from zoonet.crypto import PeerId, short
-from zoonet.errors import NonFiniteLoss, ProtocolViolation, RoundFailed
+from zoonet.errors import ProtocolViolation, RoundFailed, WorkLost
 from zoonet.ranges import Ranges, count, difference, is_normal, overlaps, union
 from zoonet.records import verify
 from zoonet.transport import Stream
@@ -94,14 +94,26 @@ class Member:
         self.plan: Round | None = None
         self.record = b""  # the plan as its coordinator signed it
 
-    async def follow(self, stream: Stream, ready: Ready, num_done: int, free: Ranges) -> None:
+    async def follow(
+        self,
+        stream: Stream,
+        ready: Ready,
+        *,
+        num_done: int,
+        free: Ranges,
+        plan_timeout_s: float | None,
+    ) -> None:
         """Play the round to the end of the stream or until cancelled.
 
         The caller cancels it when the round's certificate is there. Raises RoundFailed (or a
         subclass of it), TransportError or TrainingError.
         """
         await self._say(stream, ready)
-        self.plan = await self._receive_plan(stream, ready)
+        try:
+            async with asyncio.timeout(plan_timeout_s):
+                self.plan = await self._receive_plan(stream, ready)
+        except TimeoutError as error:
+            raise RoundFailed(f"no plan after {plan_timeout_s} s") from error
         if self._peer_id not in (*self.plan.members, *self.plan.joiners):
             raise NotInvited(self.plan)
         async with asyncio.TaskGroup() as tasks:
@@ -230,14 +242,14 @@ class Member:
             self._replica.stop()
             await self._keep(training)
             raise
-        except NonFiniteLoss:
+        except WorkLost:
             pass  # `_keep` says so
         await self._keep(training)
 
     async def _keep(self, training: asyncio.Future[Ranges]) -> None:
         try:
             self._work.carried = union(self._work.carried, await training)
-        except NonFiniteLoss as error:
+        except WorkLost as error:
             log.warning("this round's local work is lost: %s", error)
             await self._replica.drop_local()
             self._work.carried = ()

@@ -54,6 +54,8 @@ MAX_APPLICANTS = 64
 APPLICATION_S = 60.0
 VOTE_TIMEOUT_S = 10.0
 NUM_POLLED = 4
+AVOID_S = 3.0  # a founder that cannot be reached is passed over for this long
+FOUNDING_S = 8.0  # without a plan for this long, a founder looks again who is there
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +112,7 @@ class Participant:
         self._seats: dict[tuple[bytes, int], tuple[Coordinator, asyncio.Task[None]]] = {}
         self._following: Member | None = None
         self._view = 0
+        self._avoided: dict[PeerId, float] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._gather_timeout = LearnedTimeout(first_s=15.0, floor_s=2.0, ceiling_s=60.0)
         self._chain_sync = ChainSync(
@@ -159,7 +162,7 @@ class Participant:
             return
         if self._me in roster or not roster:
             await self._bring_up_to_date(roster)
-        order = coordinators(self.chain.head, roster or self._events.founders() | {self._me})
+        order = coordinators(self.chain.head, roster or self._founders())
         coordinator = order[self._view % len(order)]
         self._events.on_phase("waiting" if self._me in roster or not roster else "joining")
         try:
@@ -174,13 +177,25 @@ class Participant:
             await self._next_view(length)
         except (RoundFailed, TransportError) as error:
             log.info("round=%d view=%d ended early: %s", length, self._view, error)
+            if not roster:
+                self._avoided[coordinator] = asyncio.get_running_loop().time() + AVOID_S
             await self._next_view(length)
 
     async def _next_view(self, length: int) -> None:
         """Give the votes that are under way a moment; then it is the next coordinator's turn."""
         await self._wait_for_growth(length, self._config.beat_s)
-        if len(self.chain) == length:
+        if len(self.chain) == length and self.chain.roster:
             self._view += 1
+
+    def _founders(self) -> set[PeerId]:
+        """Who may found the job, without those that could not be reached a moment ago.
+
+        In the first round there is no roster that fixes an order of coordinators, and everybody
+        knows of others at another time: so all keep coming back to the first whom they reach.
+        """
+        now = asyncio.get_running_loop().time()
+        avoided = {peer for peer, until in self._avoided.items() if until > now}
+        return (self._events.founders() - avoided) | {self._me}
 
     async def _follow(self, coordinator: PeerId, length: int) -> None:
         """Follow the coordinator until the chain has grown. Raises what ended it before."""
@@ -201,7 +216,13 @@ class Participant:
         try:
             async with self._stream_to(coordinator, ready) as stream:
                 following = asyncio.create_task(
-                    member.follow(stream, ready, self.chain.num_done, self.chain.free)
+                    member.follow(
+                        stream,
+                        ready,
+                        num_done=self.chain.num_done,
+                        free=self.chain.free,
+                        plan_timeout_s=None if self.chain.roster else FOUNDING_S,
+                    )
                 )
                 await self._until_grown(following, length)
         except BaseExceptionGroup as group:
@@ -300,8 +321,9 @@ class Participant:
 
     async def _grew(self) -> None:
         self._view = 0
-        for key, (_, leading) in list(self._seats.items()):
+        for key, (coordinator, leading) in list(self._seats.items()):
             if key[0] != self.chain.head:
+                coordinator.settle()
                 self._spawn(self._retire(leading))
                 del self._seats[key]
         async with self._grown:
@@ -468,7 +490,7 @@ class Participant:
         return any(seat.record == record for seat, _ in self._seats.values())
 
     def _is_coordinator(self, view: int, asker: PeerId) -> bool:
-        roster = self.chain.roster or self._events.founders() | {self._me, asker}
+        roster = self.chain.roster or self._founders() | {asker}
         order = coordinators(self.chain.head, roster)
         return order[view % len(order)] == self._me
 

@@ -41,8 +41,8 @@ class Replica(Protocol):
         """Train these slots on top of the local work; return those that were trained.
 
         `num_done` slots are certified, `num_planned` are leased to all members of this round:
-        together they give the position on the learning-rate schedule. Raises TrainingError, and
-        then the local work is lost. Do not cancel it: call `stop` and wait.
+        together they give the position on the learning-rate schedule. Raises WorkLost where the
+        local work is gone, TrainingError where the job cannot go on here. Do not cancel it: call `stop` and wait.
         """
         ...
 
@@ -51,7 +51,7 @@ class Replica(Protocol):
         ...
 
     async def pseudo_gradient(self) -> Vector:
-        """Return theta_outer - theta_local (P,), finite. Raises NonFiniteLoss."""
+        """Return theta_outer - theta_local (P,), finite."""
         ...
 
     async def stage(self, mean_P: Vector) -> bytes:

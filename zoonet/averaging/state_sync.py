@@ -44,8 +44,8 @@ def root_of(digests: Sequence[bytes]) -> bytes:
 
 
 def num_chunks(num_parameters: int) -> int:
-    """Chunks of a state of 2P fp32 values."""
-    return -(-8 * num_parameters // STATE_CHUNK_BYTES)
+    """Chunks of a state: those of the parameters, then those of the momentum, each P fp32 values."""
+    return 2 * -(-4 * num_parameters // STATE_CHUNK_BYTES)
 
 
 class StateSync:

@@ -1,0 +1,163 @@
+"""What one peer says about its part in a job, and what it hears from the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from peers.node import Node
+from zoonet.crypto import PeerId
+from zoonet.errors import TransportError
+from zoonet.records import Progress, Signed, job_topic, progress_key, sign
+from zoonet.records.kinds import Phase
+
+LIFETIME_S: Final = 90.0
+PUBLISH_INTERVAL_S: Final = 5.0  # to the record store; live events go out at once
+READ_INTERVAL_S: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Status:
+    """This peer's figures, changed in place; `Reporter` sends them out."""
+
+    name: str
+    phase: Phase = "joining"
+    num_rounds: int = 0
+    head: bytes = bytes(32)
+    num_tokens: int = 0
+    num_members: int = 0
+    num_contributors: int = 0
+    tokens_per_s: float = 0.0
+    train_loss: float = 0.0
+    eval_loss: float = 0.0
+    eval_round: int = 0
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Reporter:
+    """Sends one job's status, and remembers the newest word of each other participant."""
+
+    node: Node
+    job_id: str
+    status: Status
+    on_heard: Callable[[Signed[Any]], None]
+    others: dict[PeerId, Signed[Progress]] = field(default_factory=dict)
+    _sequence: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def say(self, phase: Phase | None = None) -> None:
+        """Send the status out soon; several changes at once become one message."""
+        if phase is not None:
+            self.status.phase = phase
+        self._changed.set()
+
+    def participants(self) -> set[PeerId]:
+        """Others who say that they take part, and whose word has not expired."""
+        now = self.node.clock.now()
+        for peer, record in list(self.others.items()):
+            if record.expires_at <= now:
+                del self.others[peer]
+        gone = ("finished", "failed")
+        return {peer for peer, record in self.others.items() if record.body.phase not in gone}
+
+    def holders(self) -> tuple[PeerId, ...]:
+        """Others who hold the job's data: everyone who has begun with it."""
+        return tuple(
+            peer for peer, record in self.others.items() if record.body.phase != "failed"
+        )
+
+    async def run(self) -> None:
+        """Speak and listen until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._speak())
+            tasks.create_task(self._listen())
+            tasks.create_task(self._read_often())
+
+    async def _speak(self) -> None:
+        loop = asyncio.get_running_loop()
+        publish_at = 0.0
+        while True:
+            record = self._record()
+            await self._send(record, is_stored=loop.time() >= publish_at)
+            if loop.time() >= publish_at:
+                publish_at = loop.time() + PUBLISH_INTERVAL_S
+            try:
+                async with asyncio.timeout(PUBLISH_INTERVAL_S):
+                    await self._changed.wait()
+                self._changed.clear()
+            except TimeoutError:
+                continue
+
+    async def say_now(self, phase: Phase) -> None:
+        """Send the status at once, to the record store too: the last word of a participant."""
+        self.status.phase = phase
+        await self._send(self._record(), is_stored=True)
+
+    async def _send(self, record: Signed[Progress], *, is_stored: bool) -> None:
+        try:
+            await self.node.records.announce(job_topic(self.job_id), record)
+            if is_stored:
+                await self.node.records.publish(record)
+        except TransportError as error:
+            log.info("progress not sent: %s", error)
+
+    def _record(self) -> Signed[Progress]:
+        now = self.node.clock.now()
+        self._sequence = max(self._sequence + 1, int(now * 1000))
+        status = self.status
+        body = Progress(
+            job_id=self.job_id,
+            name=status.name,
+            phase=status.phase,
+            num_rounds=status.num_rounds,
+            head=status.head,
+            num_tokens=status.num_tokens,
+            num_members=status.num_members,
+            num_contributors=status.num_contributors,
+            tokens_per_s=status.tokens_per_s,
+            train_loss=status.train_loss,
+            eval_loss=status.eval_loss,
+            eval_round=status.eval_round,
+            sent_bytes=self.node.transport.sent_bytes,
+            received_bytes=self.node.transport.received_bytes,
+            note=status.note[:200],
+        )
+        return sign(
+            self.node.identity, body, sequence=self._sequence, expires_at=now + LIFETIME_S
+        )
+
+    async def _listen(self) -> None:
+        async with self.node.records.listen(job_topic(self.job_id)) as events:
+            async for record in events:
+                self._hear(record)
+
+    async def _read_often(self) -> None:
+        while True:
+            await self.read()
+            await asyncio.sleep(READ_INTERVAL_S)
+
+    async def read(self) -> None:
+        """Look at the record store once: it also knows those whose live events were missed."""
+        try:
+            records = await self.node.records.fetch(progress_key(self.job_id), Progress)
+        except TransportError as error:
+            log.info("progress not read: %s", error)
+            return
+        for record in records:
+            self._hear(record)
+
+    def _hear(self, record: Signed[Any]) -> None:
+        if record.author == self.node.peer_id:
+            return
+        if isinstance(record.body, Progress) and record.body.job_id == self.job_id:
+            known = self.others.get(record.author)
+            if known is not None and not record.is_newer_than(known):
+                return
+            self.others[record.author] = record
+        self.on_heard(record)

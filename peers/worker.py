@@ -1,0 +1,124 @@
+"""The worker: finds open jobs that fit this machine and trains one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from peers.job_run import JobCancelled, JobRun, OpenTrainer, RunConfig
+from peers.node import Node
+from zoonet.errors import ZoonetError
+from zoonet.jobs import JobView, ProviderPolicy, misfit, spec_misfit
+from zoonet.records import JOBS_TOPIC, Hardware, JobRecord, Signed
+
+LOOK_INTERVAL_S: Final = 10.0
+RETRY_AFTER_S: Final = 60.0
+
+log = logging.getLogger(__name__)
+
+
+def local_hour() -> float:
+    """Hour of the day where this machine is, 0 up to 24."""
+    now = time.localtime()
+    return now.tm_hour + now.tm_min / 60
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """Runs jobs until cancelled. A job that fails is tried again later, others go on."""
+
+    node: Node
+    hardware: Hardware
+    policy: ProviderPolicy
+    config: RunConfig
+    open_trainer: OpenTrainer
+    on_job: Callable[[tuple[str, ...]], None] = lambda _: None  # ids of the jobs under way
+    hour: Callable[[], float] = local_hour
+    _left_alone_until: dict[str, float] = field(default_factory=dict)
+    _said: set[tuple[str, str]] = field(default_factory=set)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Look for jobs and train them until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            while True:
+                job = await self._next_job()
+                if job is not None:
+                    await self._train(job)
+                    continue
+                try:
+                    async with asyncio.timeout(LOOK_INTERVAL_S):
+                        await self._news.wait()
+                except TimeoutError:
+                    pass
+                self._news.clear()
+
+    async def _listen(self) -> None:
+        async with self.node.records.listen(JOBS_TOPIC) as events:
+            async for record in events:
+                if isinstance(record.body, JobRecord):
+                    self._news.set()
+
+    async def _next_job(self) -> Signed[JobRecord] | None:
+        """The oldest open job that fits; says once why each of the others does not."""
+        try:
+            views = await self.node.catalog.views()
+        except ZoonetError as error:
+            log.info("no jobs to be read: %s", error)
+            return None
+        now = asyncio.get_running_loop().time()
+        for view in views:
+            if view.is_final or self._left_alone_until.get(view.job_id, 0.0) > now:
+                continue
+            job = await self._record(view)
+            if job is None:
+                continue
+            reason = misfit(job, self.hardware, self.policy, hour=self.hour())
+            if not reason and self._is_full(view):
+                reason = f"it has its {view.max_peers} peers"
+            if not reason:
+                return job
+            self._say_once(view.job_id, reason)
+        return None
+
+    async def _record(self, view: JobView) -> Signed[JobRecord] | None:
+        try:
+            return await self.node.catalog.record(view.job_id)
+        except ZoonetError:
+            return None
+
+    def _is_full(self, view: JobView) -> bool:
+        others = [peer for peer in view.peers if peer.phase not in ("finished", "failed")]
+        return len([p for p in others if p.peer_id != self.node.peer_id]) >= view.max_peers
+
+    def _say_once(self, job_id: str, reason: str) -> None:
+        if (job_id, reason) not in self._said:
+            self._said.add((job_id, reason))
+            log.info("job=%s is not taken: %s", job_id, reason)
+
+    async def _train(self, job: Signed[JobRecord]) -> None:
+        job_id = job.body.job_id
+        log.info("took job=%s name=%s", job_id, job.body.name)
+        self.on_job((job_id,))
+        run = JobRun(self.node, job, self.config, self.open_trainer)
+        try:
+            await run.run(lambda prepared: spec_misfit(job, prepared, self.node.peer_id))
+            self._leave_alone(job_id, float("inf"))
+        except* JobCancelled as cancelled:
+            log.info("%s", cancelled.exceptions[0])
+            self._leave_alone(job_id, float("inf"))
+        except* ZoonetError as failures:
+            for failure in failures.exceptions:
+                log.warning("job=%s failed here: %s", job_id, failure)
+            await run.give_up(str(failures.exceptions[0]))
+            self._leave_alone(job_id, asyncio.get_running_loop().time() + RETRY_AFTER_S)
+        finally:
+            self.on_job(())
+
+    def _leave_alone(self, job_id: str, until: float) -> None:
+        self._left_alone_until[job_id] = until

@@ -1,0 +1,347 @@
+"""One peer's copy of a job's outer state, and the trainer that works on top of it.
+
+Memory, in fp32 copies of the parameters: outer parameters and momentum, a spare of each (a staged
+step, or the state before the last one, which joiners may still be fetching), the local work, and
+two for the mirror of the inner optimizer: seven.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import numpy as np
+
+from zoonet.config.job import TrainingConfig
+from zoonet.errors import (
+    ConfigError,
+    DigestMismatch,
+    NonFiniteLoss,
+    OutOfDeviceMemory,
+    TrainingError,
+    WorkLost,
+)
+from zoonet.ranges import Ranges, count
+from zoonet.training.buffers import SharedBuffers
+from zoonet.training.handle import Trainer
+from zoonet.training.messages import StepDone, Train
+from zoonet.training.outer import Vector, outer_step
+from zoonet.training.state import chunk, chunk_digest, chunk_digests, num_chunks, root_digest
+
+OpenTrainer = Callable[[], AbstractAsyncContextManager[Trainer]]
+T = TypeVar("T")
+
+MAX_FAILURES_IN_A_ROW: Final = 3
+INLINE_PARAMETERS: Final = 1 << 18  # arithmetic on fewer stays on the event loop
+_SPEED_SMOOTHING: Final = 0.5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Held-out loss (nats a token) of the outer parameters after so many certified rounds."""
+
+    num_rounds: int
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaEvents:
+    """What the role that runs a replica wants to know."""
+
+    on_step: Callable[[StepDone], None]
+    on_trained: Callable[[float, float], None]  # mean loss, tokens a second
+    on_evaluated: Callable[[Evaluation], None]
+
+
+class TrainingReplica:
+    """Holds the state, trains on top of it, takes outer steps. Use `open`."""
+
+    def __init__(
+        self,
+        spec: TrainingConfig,
+        tokens_per_slot: int,
+        buffers: SharedBuffers,
+        open_trainer: OpenTrainer,
+        events: ReplicaEvents,
+    ) -> None:
+        self.num_parameters = buffers.num_parameters
+        self.slots_per_s = 0.0
+        self.num_trained = 0
+        self._spec = spec
+        self._tokens_per_slot = tokens_per_slot
+        self._buffers = buffers
+        self._open_trainer = open_trainer
+        self._events = events
+        self._momentum_P = np.zeros(self.num_parameters, np.float32)
+        self._spare_theta_P = np.empty(self.num_parameters, np.float32)
+        self._spare_momentum_P = np.empty(self.num_parameters, np.float32)
+        self._digests = chunk_digests(buffers.global_P, self._momentum_P)
+        self._spare_digests: tuple[bytes, ...] = ()  # empty: the spare holds nothing whole
+        self._is_staged = False
+        self._has_inner_state = False
+        self._num_failures = 0
+        self._num_rounds = 0
+        self._evaluate_after: int | None = None
+        self._lock = asyncio.Lock()
+        self._is_stopped = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._trainer: Trainer | None = None
+        self._stack = AsyncExitStack()
+        self._stopping: asyncio.Task[None] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        spec: TrainingConfig,
+        tokens_per_slot: int,
+        initial_P: Vector,
+        buffers: SharedBuffers,
+        open_trainer: OpenTrainer,
+        events: ReplicaEvents,
+    ) -> AsyncIterator[TrainingReplica]:
+        """Start from the job's initial parameters (P,), with a trainer ready.
+
+        Raises TrainingError or ConfigError where the trainer cannot load the job.
+        """
+        buffers.global_P[:] = initial_P
+        buffers.local_P[:] = initial_P
+        replica = cls(spec, tokens_per_slot, buffers, open_trainer, events)
+        async with replica._stack:
+            await replica._start_trainer()
+            yield replica
+
+    async def _start_trainer(self) -> None:
+        self._trainer = await self._stack.enter_async_context(self._open_trainer())
+
+    @property
+    def theta_P(self) -> Vector:
+        """The outer parameters (P,). A view: copy what you keep."""
+        return self._buffers.global_P
+
+    @property
+    def state_digest(self) -> bytes:
+        """Digest (32 bytes) of the current state."""
+        return root_digest(self._digests)
+
+    # --- local work ---------------------------------------------------------------------------
+
+    async def train(self, slots: Ranges, *, num_done: int, num_planned: int) -> Ranges:
+        """Train slots on top of the local work; see `zoonet.averaging.Replica.train`."""
+        self._idle.clear()
+        self._is_stopped = False
+        self.num_trained = 0
+        try:
+            await self._evaluate_if_due()
+            if self._is_stopped:
+                return ()
+            command = Train(
+                round=self._num_rounds,
+                slots=slots,
+                tokens_done=num_done * self._tokens_per_slot,
+                tokens_planned=num_planned * self._tokens_per_slot,
+                has_inner_state=self._has_inner_state,
+            )
+            trained = await self._checked_training(command)
+        finally:
+            self._idle.set()
+        return trained
+
+    async def _checked_training(self, command: Train) -> Ranges:
+        assert self._trainer is not None
+        try:
+            trained = await self._trainer.train(command, self._on_step)
+            if not np.isfinite(self._buffers.local_P).all():
+                raise NonFiniteLoss("the parameters became infinite or NaN")
+        except (OutOfDeviceMemory, ConfigError):
+            raise
+        except TrainingError as error:
+            await self._recover(error)
+            raise WorkLost(str(error)) from error
+        self._num_failures = 0
+        self._has_inner_state = True
+        self._note_speed(count(trained.slots), trained.seconds)
+        if trained.tokens:
+            self._events.on_trained(trained.loss, trained.tokens / max(1e-9, trained.seconds))
+        return trained.slots
+
+    async def _recover(self, error: TrainingError) -> None:
+        """After a NaN nothing is broken; after the trainer's death start another one."""
+        self._num_failures += 1
+        if self._num_failures > MAX_FAILURES_IN_A_ROW:
+            raise TrainingError(
+                f"training failed {self._num_failures} times in a row, last: {error}"
+            ) from error
+        log.warning("the local work of this round is lost: %s", error)
+        if isinstance(error, WorkLost):
+            return
+        await self._stack.aclose()
+        await self._start_trainer()
+
+    def _note_speed(self, num_slots: int, seconds: float) -> None:
+        if num_slots and seconds > 0:
+            speed = num_slots / seconds
+            weight = _SPEED_SMOOTHING if self.slots_per_s else 1.0
+            self.slots_per_s += weight * (speed - self.slots_per_s)
+
+    def _on_step(self, step: StepDone) -> None:
+        self.num_trained = step.steps
+        self._events.on_step(step)
+
+    def stop(self) -> None:
+        """Let `train` return early, with what it has."""
+        self._is_stopped = True
+        if not self._idle.is_set() and self._trainer is not None:
+            self._stopping = asyncio.ensure_future(self._trainer.stop())
+
+    async def _wait_idle(self) -> None:
+        self.stop()
+        await self._idle.wait()
+
+    async def pseudo_gradient(self) -> Vector:
+        """Return theta_outer - theta_local (P,)."""
+        async with self._lock:
+            theta_P, local_P = self._buffers.global_P, self._buffers.local_P
+            return await self._compute(lambda: np.subtract(theta_P, local_P))
+
+    async def drop_local(self) -> None:
+        """Forget the local work."""
+        await self._wait_idle()
+        async with self._lock:
+            self._buffers.local_P[:] = self._buffers.global_P
+
+    # --- evaluation ---------------------------------------------------------------------------
+
+    def evaluate_before_next_round(self, num_rounds: int) -> None:
+        """Measure the outer parameters when training goes on; `num_rounds` names the result."""
+        self._evaluate_after = num_rounds
+
+    async def _evaluate_if_due(self) -> None:
+        if self._evaluate_after is not None:
+            num_rounds, self._evaluate_after = self._evaluate_after, None
+            await self.evaluate(num_rounds)
+
+    async def evaluate(self, num_rounds: int) -> Evaluation:
+        """Measure the outer parameters on `eval_tokens` held-out tokens. Raises TrainingError."""
+        assert self._trainer is not None
+        async with self._lock:
+            measured = await self._trainer.evaluate(self._spec.eval_tokens)
+        evaluation = Evaluation(num_rounds, measured.loss, measured.tokens)
+        self._events.on_evaluated(evaluation)
+        return evaluation
+
+    # --- the outer step -----------------------------------------------------------------------
+
+    async def stage(self, mean_P: Vector) -> bytes:
+        """Take the outer step into the spare copy and return the digest of what it would be."""
+        async with self._lock:
+            self._is_staged = False
+            self._spare_digests = ()
+            digests = await self._compute(lambda: self._step_into_spare(mean_P))
+            self._spare_digests = digests
+            self._is_staged = True
+            return root_digest(digests)
+
+    def _step_into_spare(self, mean_P: Vector) -> tuple[bytes, ...]:
+        outer_step(
+            self._buffers.global_P,
+            self._momentum_P,
+            mean_P,
+            lr=self._spec.outer_lr,
+            momentum=self._spec.outer_momentum,
+            out=(self._spare_theta_P, self._spare_momentum_P),
+        )
+        return chunk_digests(self._spare_theta_P, self._spare_momentum_P)
+
+    async def commit(self, state: bytes, *, is_merged: bool) -> bool:
+        """Make the staged copy the state, if it is that one; see `zoonet.averaging.Replica`."""
+        await self._wait_idle()
+        async with self._lock:
+            self._num_rounds += 1
+            if not self._is_staged or root_digest(self._spare_digests) != state:
+                return False
+            self._is_staged = False
+            await self._compute(lambda: self._swap(is_merged))
+            return True
+
+    def _swap(self, is_merged: bool) -> None:
+        theta_P, local_P = self._buffers.global_P, self._buffers.local_P
+        if is_merged:
+            local_P[:] = self._spare_theta_P
+        else:  # new theta - (old theta - local): the local work moves along
+            np.subtract(theta_P, local_P, out=local_P)
+            np.subtract(self._spare_theta_P, local_P, out=local_P)
+        old_theta_P = theta_P.copy()
+        theta_P[:] = self._spare_theta_P
+        self._spare_theta_P = old_theta_P
+        self._momentum_P, self._spare_momentum_P = self._spare_momentum_P, self._momentum_P
+        self._digests, self._spare_digests = self._spare_digests, self._digests
+
+    # --- handing the state to joiners ---------------------------------------------------------
+
+    def chunk_digests(self, state: bytes) -> list[bytes] | None:
+        """Digests of the chunks of a state that is held here, else None."""
+        if root_digest(self._digests) == state:
+            return list(self._digests)
+        if self._spare_digests and root_digest(self._spare_digests) == state:
+            return list(self._spare_digests)
+        return None
+
+    def read_chunk(self, state: bytes, index: int) -> bytes | None:
+        """One chunk of that state, or None."""
+        if not 0 <= index < num_chunks(self.num_parameters):
+            return None
+        if root_digest(self._digests) == state:
+            return chunk(self._buffers.global_P, self._momentum_P, index).tobytes()
+        if self._spare_digests and root_digest(self._spare_digests) == state:
+            return chunk(self._spare_theta_P, self._spare_momentum_P, index).tobytes()
+        return None
+
+    async def adopt(self, state: bytes, digests: list[bytes], chunks: list[bytes]) -> None:
+        """Replace the state by one that was fetched; the local work is dropped.
+
+        Raises DigestMismatch where the chunks do not make up that state.
+        """
+        await self._wait_idle()
+        async with self._lock:
+            self._is_staged = False
+            self._spare_digests = ()
+            adopted = await self._compute(lambda: self._fill_spare(chunks))
+            if root_digest(adopted) != state or list(adopted) != digests:
+                raise DigestMismatch("", "chunks that do not make up the state")
+            self._spare_digests = adopted
+            await self._compute(lambda: self._swap(is_merged=True))
+
+    def _fill_spare(self, chunks: list[bytes]) -> tuple[bytes, ...]:
+        if len(chunks) != num_chunks(self.num_parameters):
+            raise DigestMismatch("", f"{len(chunks)} chunks")
+        found = []
+        for index, raw in enumerate(chunks):
+            target = chunk(self._spare_theta_P, self._spare_momentum_P, index)
+            if len(raw) != target.nbytes:
+                raise DigestMismatch("", f"chunk {index} of {len(raw)} bytes")
+            target[:] = np.frombuffer(raw, np.float32)
+            found.append(chunk_digest(target))
+        return tuple(found)
+
+    async def _compute(self, function: Callable[[], T]) -> T:
+        """Run arithmetic to its end, in a thread where there is much of it.
+
+        Cancellation waits for the thread, so that nothing writes to the buffers afterwards.
+        """
+        if self.num_parameters < INLINE_PARAMETERS:
+            return function()
+        working = asyncio.ensure_future(asyncio.to_thread(function))
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.wait({working})
+            raise
