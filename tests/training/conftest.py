@@ -16,6 +16,22 @@ from zoonet.training.models import count_parameters, initial_parameters
 from zoonet.training.tokenizers import CharTokenizer
 
 TEXT = "".join(f"the {n} peers of round {n * n} agreed, and went on. " for n in range(300))
+MODEL: dict[str, Any] = {
+    "kind": "gpt",
+    "num_layers": 2,
+    "num_heads": 2,
+    "width": 16,
+    "context": 16,
+    "dropout": 0.0,
+    "hf_config": {},
+    "embedding_dim": 8,
+}
+TRAINING: dict[str, Any] = {
+    "tokens": 16 * 4 * 400,
+    "batch_size": 4,
+    "inner_lr": 1e-2,
+    "warmup_fraction": 0.0,
+}
 CID = "b" + "a" * 58
 
 torch.set_num_threads(1)
@@ -31,15 +47,8 @@ class TinyJob:
         (folder / "train").write_bytes(train.tobytes())
         (folder / "heldout").write_bytes(heldout.tobytes())
         (folder / "tokenizer").write_bytes(tokenizer.to_bytes())
-        self.spec = config.ModelSpec(
-            **{
-                **dict(kind="gpt", num_layers=2, num_heads=2, width=16, context=16, dropout=0.0),
-                **dict(vocab_size=tokenizer.vocab_size, hf_config={}, embedding_dim=8),
-                **model,
-            }
-        )
-        defaults = dict(tokens=16 * 4 * 400, batch_size=4, inner_lr=1e-2, warmup_fraction=0.0)
-        self.training = config.TrainingConfig(**{**defaults, **training})
+        self.spec = config.ModelSpec(**{**MODEL, "vocab_size": tokenizer.vocab_size, **model})
+        self.training = config.TrainingConfig(**{**TRAINING, **training})
         self.num_parameters = count_parameters(self.spec)
         self.initial_P = initial_parameters(self.spec, seed=1)
         self.prepared = config.PreparedJob(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +19,7 @@ from zoonet.errors import ConfigError, NonFiniteLoss, TrainingError
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import TrainerProcess
 from zoonet.training.inline import InlineTrainer
-from zoonet.training.messages import Sample, StepDone, Train
+from zoonet.training.messages import Sample, StepDone, Train, encode
 
 LONG = 10_000  # slots: seconds of work, never finished here
 
@@ -131,20 +134,27 @@ def test_a_killed_trainer_is_a_training_error_and_not_a_hang(job: Any) -> None:
 
 
 def test_the_trainer_ends_with_its_pipe_in_the_middle_of_a_round(job: Any) -> None:
+    near, far = socket.socketpair()
+    command = [sys.executable, "-m", "zoonet.training.trainer"]
+    with buffers_of(job) as buffers, far, near:
+        arguments = ["--pipe", str(far.fileno()), "--memory", str(buffers.fd)]
+        with subprocess.Popen(command + arguments, pass_fds=(far.fileno(), buffers.fd)) as process:
+            far.close()
+            near.sendall(encode(job.start))
+            assert near.recv(1)  # Ready
+            near.sendall(encode(train((0, LONG))))
+            near.close()
+            assert process.wait(timeout=60) == 0
+        assert np.array_equal(buffers.local_P, job.initial_P)
+
+
+def test_a_bug_in_the_trainer_shows_its_traceback(job: Any) -> None:
     async def main() -> None:
         with buffers_of(job) as buffers:
+            buffers.inner_N[-1] = -1  # no optimizer leaves that
             async with TrainerProcess.open(job.start, buffers) as trainer:
-                await trainer.evaluate(64)
-                ended = os.pidfd_open(trainer.pid)
-                trainer._writer.close()
-            await _readable(ended)
-            os.close(ended)
-
-    async def _readable(fd: int) -> None:
-        is_readable = asyncio.Event()
-        asyncio.get_running_loop().add_reader(fd, is_readable.set)
-        await is_readable.wait()
-        asyncio.get_running_loop().remove_reader(fd)
+                with pytest.raises(TrainingError, match=r"(?s)exit code 1.*Traceback.*inner state"):
+                    await trainer.train(train(has_inner_state=True))
 
     uvloop.run(main())
 
@@ -177,9 +187,8 @@ def test_a_job_that_cannot_be_loaded_says_why(make_job: Callable[..., Any]) -> N
     async def main() -> None:
         job = make_job()
         os.unlink(job.start.train_path)
-        with buffers_of(job) as buffers:
-            with pytest.raises(ConfigError, match="cannot read the tokens"):
-                async with TrainerProcess.open(job.start, buffers):
-                    pass
+        with buffers_of(job) as buffers, pytest.raises(ConfigError, match="cannot read the tokens"):
+            async with TrainerProcess.open(job.start, buffers):
+                pass
 
     uvloop.run(main())

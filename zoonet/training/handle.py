@@ -162,7 +162,7 @@ class TrainerProcess:
             except TrainingError:
                 raise
             except BaseException:  # cancelled, or the callback failed: leave the pipe in step
-                await self._abandon()
+                await self._abandon(command)
                 raise
             finally:
                 self._is_training = False
@@ -180,8 +180,10 @@ class TrainerProcess:
             if on_step is not None:
                 on_step(event)
 
-    async def _abandon(self) -> None:
+    async def _abandon(self, command: Command) -> None:
         """Have the command end without touching the buffers, and drop its answer."""
+        if isinstance(command, Start):
+            return self._kill()
         self._writer.write(encode(Stop(is_discarded=True)))
         try:
             await self._answer(None)
@@ -200,9 +202,7 @@ class TrainerProcess:
 
     async def _death(self) -> TrainingError:
         """Describe how the process ended, once it has."""
-        self._kill()
-        code = await self._process.wait()
-        await asyncio.wait([self._stderr_task])
+        code = await self._reap()
         lines = "\n".join(self._stderr) or "it wrote nothing"
         return TrainingError(f"the trainer process ended (exit code {code}): {lines}")
 
@@ -215,15 +215,20 @@ class TrainerProcess:
 
     async def _close(self) -> None:
         self._writer.close()
+        await self._reap()
+
+    async def _reap(self) -> int:
+        """Wait for the process's end, kill it where a long step delays that: its exit code."""
         try:
             async with asyncio.timeout(_GOODBYE_S):
                 await self._process.wait()
         except TimeoutError:
-            pass  # in the middle of a long step
+            pass
         finally:
             self._kill()
-            await self._process.wait()
+            code = await self._process.wait()
             await asyncio.wait([self._stderr_task])
+        return code
 
     def _kill(self) -> None:
         if self._process.returncode is None:

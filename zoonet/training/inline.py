@@ -13,8 +13,7 @@ from zoonet import ranges
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import OnStep
 from zoonet.training.messages import Evaluated, Sample, Start, StepDone, Train, Trained
-from zoonet.training.session import TrainingSession, position
-from zoonet.training.trainer import each
+from zoonet.training.session import TrainingSession, each, position
 
 
 class InlineTrainer:

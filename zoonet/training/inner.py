@@ -9,7 +9,6 @@ P = flat parameters, N = 2P + 1: first moment, second moment, number of steps
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +21,6 @@ from zoonet.training.models import FlatModel
 
 _EPSILON = 1e-8
 _MUON_MOMENTUM = 0.95
-_CPU_BLOCK = 1 << 16  # elements: the five vectors of a block stay in the core's cache
 
 
 def learning_rate(progress: float, spec: TrainingSpec) -> float:
@@ -41,14 +39,13 @@ def learning_rate(progress: float, spec: TrainingSpec) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A stretch of the flat vectors that is stepped at once; of a matrix's shape for Muon."""
+    """One parameter: the views of the flat vectors that are its own."""
 
     theta: Tensor
     grad: Tensor
     first: Tensor
     second: Tensor
     scratch: Tensor
-    is_decayed: bool
 
 
 class InnerOptimizer:
@@ -64,18 +61,12 @@ class InnerOptimizer:
         self._first_P = torch.zeros_like(flat.theta_P)
         self._second_P = torch.zeros_like(flat.theta_P)
         self._num_steps = 0
-        is_cpu = flat.device.type == "cpu"
-        longest = flat.theta_P.numel()
-        self._block_size = min(_CPU_BLOCK, longest) if is_cpu else longest
-        self._scratch = torch.empty(self._block_size, device=flat.device)
+        longest = max(shape.numel() for _, shape in flat.spans.values())
+        self._scratch = torch.empty(longest, device=flat.device)
+        blocks = {name: self._block(*place) for name, place in flat.spans.items()}
         muon = hidden if spec.optimizer == "muon" else frozenset()
-        self._matrices = [
-            self._block(span, shape) for name, (span, shape) in flat.spans.items() if name in muon
-        ]
-        self._blocks = [
-            self._block(span, None, is_decayed=is_decayed)
-            for span, is_decayed in self._adamw_spans(muon)
-        ]
+        self._muon_blocks = [block for name, block in blocks.items() if name in muon]
+        self._adamw_blocks = [block for name, block in blocks.items() if name not in muon]
 
     def reset_(self) -> None:
         """Forget the moments, as a peer that joins does."""
@@ -106,16 +97,16 @@ class InnerOptimizer:
             norm = torch.linalg.vector_norm(self._flat.grad_P)
             self._flat.grad_P.mul_((self._spec.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         self._num_steps += 1
-        for block in self._blocks:
+        for block in self._adamw_blocks:
             self._adamw_(block, lr)
-        for block in self._matrices:
+        for block in self._muon_blocks:
             self._muon_(block, lr)
 
     def _adamw_(self, block: _Block, lr: float) -> None:
         beta1, beta2 = self._spec.betas
         correction1 = 1 - beta1**self._num_steps
         correction2 = 1 - beta2**self._num_steps
-        if block.is_decayed:
+        if block.theta.ndim >= 2:
             block.theta.mul_(1 - lr * self._spec.weight_decay)
         block.first.lerp_(block.grad, 1 - beta1)
         block.second.mul_(beta2).addcmul_(block.grad, block.grad, value=1 - beta2)
@@ -132,24 +123,13 @@ class InnerOptimizer:
         block.theta.mul_(1 - lr * self._spec.weight_decay)
         block.theta.add_(update, alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
 
-    def _adamw_spans(self, muon: frozenset[str]) -> Iterator[tuple[slice, bool]]:
-        """Cut what AdamW handles into stretches of one kind, at most a block long."""
-        for name, (span, shape) in self._flat.spans.items():
-            if name in muon:
-                continue
-            for start in range(span.start, span.stop, self._block_size):
-                yield slice(start, min(span.stop, start + self._block_size)), len(shape) >= 2
-
-    def _block(self, span: slice, shape: torch.Size | None, *, is_decayed: bool = True) -> _Block:
-        flat = self._flat
-        shape = shape or torch.Size((span.stop - span.start,))
+    def _block(self, span: slice, shape: torch.Size) -> _Block:
         return _Block(
-            theta=flat.theta_P[span].view(shape),
-            grad=flat.grad_P[span].view(shape),
+            theta=self._flat.theta_P[span].view(shape),
+            grad=self._flat.grad_P[span].view(shape),
             first=self._first_P[span].view(shape),
             second=self._second_P[span].view(shape),
-            scratch=self._scratch[: span.stop - span.start],
-            is_decayed=is_decayed,
+            scratch=self._scratch[: shape.numel()].view(shape),
         )
 
 

@@ -5,20 +5,19 @@ No pipe, no loop, no clock. P = flat parameters, N = 2P + 1 (inner state), B = s
 
 from __future__ import annotations
 
-import hashlib
-import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from zoonet import config
-from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
+from zoonet.errors import ConfigError, NonFiniteLoss, TrainingError
+from zoonet.ranges import Ranges
 from zoonet.training.generate import generate
+from zoonet.training.gradient import BatchGradient, autocast, memory_error
 from zoonet.training.inner import InnerOptimizer, learning_rate
 from zoonet.training.messages import Sample, Start, Train
 from zoonet.training.models import FlatModel, hidden_matrices
@@ -53,8 +52,8 @@ class TrainingSession:
             hidden = hidden_matrices(self._flat.model, vocab_size)
             self._optimizer = InnerOptimizer(self._flat, self.spec, hidden)
         except RuntimeError as error:
-            raise _memory_error(error, f"{prepared.num_parameters} parameters") from error
-        self._micro_batch_size = self.spec.batch_size
+            raise memory_error(error, f"{prepared.num_parameters} parameters") from error
+        self._gradient = BatchGradient(self._flat.model, self._flat.grad_P, self.spec)
         self._loss_sum = torch.zeros((), device=self.device)
         self._num_steps = 0
 
@@ -96,7 +95,7 @@ class TrainingSession:
         """
         starts_B = self._order.slot_starts(slot, self.spec.batch_size)
         batch = self._train_tokens.batch(starts_B, self.model_spec.context)
-        self._loss_sum += self._backward(batch, slot)
+        self._loss_sum += self._gradient.backward(batch, slot)
         self._num_steps += 1
         self._optimizer.step_(learning_rate(progress, self.spec))
 
@@ -168,65 +167,23 @@ class TrainingSession:
         self._loss_sum.zero_()
         self._num_steps = 0
 
-    def _backward(self, batch: Batch, slot: int) -> Tensor:
-        """Fill `grad_P` with the batch's mean gradient and return its mean loss.
-
-        Where the device's memory runs out, the batch is cut into smaller micro-batches.
-        """
-        while True:
-            try:
-                return self._accumulate(batch, slot)
-            except RuntimeError as error:
-                size = self._micro_batch_size
-                failure = _memory_error(error, f"a micro-batch of {size} samples")
-                if size == 1 or not self._flat.model.is_batch_separable:
-                    raise failure from error
-            self._micro_batch_size = (size + 1) // 2
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-
-    def _accumulate(self, batch: Batch, slot: int) -> Tensor:
-        self._flat.grad_P.zero_()
-        if self.model_spec.dropout > 0 or self.model_spec.kind == "transformers":
-            torch.manual_seed(slot_seed(self.spec.seed, slot))
-        loss_sum = torch.zeros((), device=self.device)
-        num_samples = len(batch[0])
-        for first in range(0, num_samples, self._micro_batch_size):
-            micro = slice(first, first + self._micro_batch_size)
-            x_BT, y_BT = (self._on_device(part[micro]) for part in batch)
-            with self._autocast():
-                loss = self._flat.model(x_BT, y_BT)
-            if len(x_BT) < num_samples:
-                loss = loss * (len(x_BT) / num_samples)
-            loss.backward()
-            loss_sum += loss.detach()
-        return loss_sum
-
     @torch.no_grad()
     def _heldout_loss(self, batch: Batch) -> float:
-        with self._autocast():
-            loss = self._flat.model(self._on_device(batch[0]), self._on_device(batch[1]))
-        return float(loss)
+        x_BT, y_BT = (torch.from_numpy(part).to(self.device) for part in batch)
+        with autocast(self.spec, self.device):
+            return float(self._flat.model(x_BT, y_BT))
 
-    def _on_device(self, ids_BT: NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(ids_BT).to(self.device)
 
-    def _autocast(self) -> torch.autocast:
-        """bf16 on GPUs that compute it. A CPU stays in fp32: there bf16 is slower."""
-        is_mixed = self.spec.precision == "bf16" and self.device.type == "cuda"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed)
+def each(slots: Ranges) -> Iterator[int]:
+    """Yield every slot of the ranges in order."""
+    for start, stop in slots:
+        yield from range(start, stop)
 
 
 def position(command: Train, step: int, num_steps: int, total_tokens: int) -> float:
     """Return how far in [0, 1] the job is, in the middle of a peer's n-th step of a round."""
     planned = command.tokens_planned * (step + 0.5) / num_steps
     return min(1.0, (command.tokens_done + planned) / total_tokens)
-
-
-def slot_seed(seed: int, slot: int) -> int:
-    """Return the 63-bit seed of a slot's random numbers: a replay draws the same ones."""
-    digest = hashlib.blake2b(b"zoonet-slot/1" + struct.pack("<qq", seed, slot), digest_size=8)
-    return int.from_bytes(digest.digest(), "little") >> 1
 
 
 def pick_device(name: str) -> torch.device:
@@ -239,11 +196,3 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         raise ConfigError(f"this machine has no device {name!r}: {str(error)[:200]}") from error
     return device
-
-
-def _memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
-    """Map torch's ways to say that memory ran out; re-raise anything else."""
-    is_device = isinstance(error, torch.cuda.OutOfMemoryError)
-    if not is_device and "can't allocate memory" not in str(error):
-        raise error
-    return OutOfDeviceMemory(f"the device has too little memory for {what}")

@@ -37,7 +37,7 @@ from zoonet.training.messages import (
     Train,
     Trained,
 )
-from zoonet.training.session import TrainingSession, position
+from zoonet.training.session import TrainingSession, each, position
 
 _REPORT_INTERVAL_S = 0.25
 _PR_SET_PDEATHSIG = 1
@@ -135,12 +135,6 @@ class _Progress:
         """Mean over all steps, given the mean over those since the last report."""
         total = self._loss_sum + last_loss * (self.steps - self._reported_steps)
         return total / max(1, self.steps)
-
-
-def each(slots: ranges.Ranges) -> Iterator[int]:
-    """Yield every slot of the ranges in order."""
-    for start, stop in slots:
-        yield from range(start, stop)
 
 
 def failure_of(error: TrainingError | ConfigError) -> Failed:

@@ -15,6 +15,8 @@ class TrainableModel(nn.Module):
 
     # Whether the loss of a batch is the mean of the losses of its samples, so that it may be cut.
     is_batch_separable: bool = True
+    # Whether a step in training draws random numbers (dropout), which are then keyed by the slot.
+    is_random: bool = False
 
     @abstractmethod
     def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ library can be named. B = samples, T = tokens, V = vocabulary
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -16,9 +17,14 @@ from zoonet.config import ModelSpec
 from zoonet.errors import ConfigError
 from zoonet.training.models.base import TrainableModel
 
+_MAX_COUNT = 1024  # layers, as in `ModelConfig`
+_COUNTS = re.compile("layer|block|expert|depth")
+
 
 class CausalLM(TrainableModel):
     """Wraps a `transformers` model. Raises ConfigError for a config it cannot be made from."""
+
+    is_random = True  # many architectures drop out by default
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -33,6 +39,15 @@ class CausalLM(TrainableModel):
         return logits_BTV[:, -1]
 
 
+def _check_counts(fields: dict[str, Any]) -> None:
+    """Refuse counts of modules that would take all memory before the parameters are counted."""
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            _check_counts(value)
+        if isinstance(value, int) and value > _MAX_COUNT and _COUNTS.search(key):
+            raise ConfigError(f"model.hf_config.{key} is {value}, at most {_MAX_COUNT}")
+
+
 def _from_config(spec: ModelSpec) -> Any:
     try:
         import transformers
@@ -41,6 +56,7 @@ def _from_config(spec: ModelSpec) -> Any:
             "this job's model needs the transformers library; "
             'install it with: pip install "zoo-compute[hf]"'
         ) from error
+    _check_counts(spec.hf_config)
     fields = dict(spec.hf_config)
     model_type = fields.pop("model_type", "")
     fields["vocab_size"] = spec.vocab_size

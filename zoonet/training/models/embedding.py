@@ -30,6 +30,7 @@ class TextEncoder(TrainableModel):
         self.piece = spec.context // 2
         self.backbone = Backbone(spec, max_positions=self.piece, is_causal=False)
         self.backbone.initialise_()
+        self.is_random = spec.dropout > 0
         self.projection = nn.Linear(spec.width, spec.embedding_dim, bias=False)
 
     def embed(self, ids_BT: Tensor) -> Tensor:

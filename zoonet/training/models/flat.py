@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from zoonet.config import ModelSpec
 from zoonet.errors import ConfigError
-from zoonet.training.models.build import build_model, count_parameters
+from zoonet.training.models.build import build_model
+
+_SMALL_BYTES = 256 << 20
 
 
 class FlatModel:
@@ -25,13 +27,9 @@ class FlatModel:
     """
 
     def __init__(self, spec: ModelSpec, num_parameters: int, device: torch.device) -> None:
-        found = count_parameters(spec)
-        if found != num_parameters:
-            raise ConfigError(
-                f"the job promises {num_parameters} parameters, its model has {found}"
-            )
+        check_size(spec, num_parameters)
         self.device = device
-        self.model = build_model(spec).to(device)
+        self.model = build_model(spec, device=device)
         self.theta_P = torch.empty(num_parameters, device=device)
         self.grad_P = torch.zeros(num_parameters, device=device)
         self.spans: dict[str, tuple[slice, torch.Size]] = {}
@@ -54,3 +52,14 @@ class FlatModel:
     def store(self, out_P: NDArray[np.float32]) -> None:
         """Write the parameters to CPU memory."""
         torch.from_numpy(out_P).copy_(self.theta_P)
+
+
+def check_size(spec: ModelSpec, num_parameters: int) -> None:
+    """Raise ConfigError where the model takes more memory than was promised; allocates nothing."""
+    model = build_model(spec, device="meta")
+    found = sum(parameter.numel() for parameter in model.parameters())
+    if found != num_parameters:
+        raise ConfigError(f"the job promises {num_parameters} parameters, its model has {found}")
+    buffer_bytes = sum(buffer.nbytes for buffer in model.buffers())
+    if buffer_bytes > max(_SMALL_BYTES, 4 * num_parameters):
+        raise ConfigError(f"the model takes {buffer_bytes} bytes besides its parameters")

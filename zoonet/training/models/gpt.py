@@ -116,6 +116,7 @@ class GPT(TrainableModel):
         super().__init__()
         self.backbone = Backbone(spec, max_positions=spec.context, is_causal=True)
         self.backbone.initialise_()
+        self.is_random = spec.dropout > 0
 
     def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
         logits_BTV = F.linear(self.backbone(x_BT), self.backbone.tokens.weight)

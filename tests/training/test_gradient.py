@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from zoonet.config import TrainingConfig
+from zoonet.errors import OutOfDeviceMemory
+from zoonet.training.gradient import BatchGradient, slot_seed
+from zoonet.training.models.base import TrainableModel
+
+SEEDS = [2034360545866830968, 8909348466055004667]
+SPEC = TrainingConfig(tokens=1, batch_size=6)
+
+
+class LinearModel(TrainableModel):
+    """Has room for so many samples at a time."""
+
+    def __init__(self, room: int, *, is_random: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.weight.grad = torch.zeros(3)
+        self.room = room
+        self.is_random = is_random
+        self.seen: list[int] = []
+
+    def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+        self.seen.append(len(x_BT))
+        if len(x_BT) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        noise = torch.rand(3) if self.is_random else torch.ones(3)
+        return ((x_BT @ (self.weight * noise) - y_BT[:, 0]) ** 2).mean()
+
+
+def gradient_of(model: LinearModel, slot: int = 0) -> tuple[float, Tensor]:
+    rng = np.random.default_rng(0)
+    batch: Any = (rng.random((6, 3), np.float32), rng.random((6, 3), np.float32))
+    assert model.weight.grad is not None
+    loss = BatchGradient(model, model.weight.grad, SPEC).backward(batch, slot)
+    return float(loss), model.weight.grad.clone()
+
+
+@pytest.mark.parametrize("room", [1, 2, 4, 5])
+def test_a_batch_that_does_not_fit_is_cut_and_gives_the_same_gradient(room: int) -> None:
+    whole_loss, whole = gradient_of(LinearModel(6))
+    model = LinearModel(room)
+    loss, gradient = gradient_of(model)
+    assert loss == pytest.approx(whole_loss)
+    torch.testing.assert_close(gradient, whole)
+    assert max(model.seen[-2:]) <= room
+
+
+def test_the_smaller_micro_batch_is_kept_for_later_steps() -> None:
+    model = LinearModel(3)
+    assert model.weight.grad is not None
+    gradient = BatchGradient(model, model.weight.grad, SPEC)
+    batch: Any = (np.ones((6, 3), np.float32), np.ones((6, 3), np.float32))
+    gradient.backward(batch, 0)
+    gradient.backward(batch, 1)
+    assert model.seen == [6, 3, 3, 3, 3]
+
+
+def test_a_sample_that_does_not_fit_is_out_of_memory() -> None:
+    with pytest.raises(OutOfDeviceMemory, match="1 samples"):
+        gradient_of(LinearModel(0))
+
+
+def test_a_loss_over_the_whole_batch_is_never_cut() -> None:
+    model = LinearModel(3)
+    model.is_batch_separable = False
+    with pytest.raises(OutOfDeviceMemory, match="6 samples"):
+        gradient_of(model)
+
+
+def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:
+    class Broken(LinearModel):
+        def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
+            raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        gradient_of(Broken(6))
+
+
+def test_random_numbers_are_keyed_by_the_slot_and_can_be_replayed() -> None:
+    losses = [gradient_of(LinearModel(6, is_random=True), slot)[0] for slot in (4, 5, 4)]
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_seeds_of_slots_never_change_between_versions() -> None:
+    assert [slot_seed(1337, slot) for slot in (0, 1)] == SEEDS
+    assert slot_seed(1338, 0) != SEEDS[0]

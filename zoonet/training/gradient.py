@@ -1,0 +1,83 @@
+"""The gradient of one batch, in as many micro-batches as the device's memory asks for.
+
+B = samples, T = tokens, P = flat parameters
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import torch
+from torch import Tensor
+
+from zoonet.config import TrainingSpec
+from zoonet.errors import OutOfDeviceMemory
+from zoonet.training.models.base import TrainableModel
+from zoonet.training.tokens import Batch
+
+
+class BatchGradient:
+    """Fills `grad_P`, which the gradients of the model's parameters are views of."""
+
+    def __init__(self, model: TrainableModel, grad_P: Tensor, spec: TrainingSpec) -> None:
+        self._model = model
+        self._grad_P = grad_P
+        self._spec = spec
+        self.micro_batch_size = spec.batch_size
+
+    def backward(self, batch: Batch, slot: int) -> Tensor:
+        """Fill `grad_P` with the mean gradient of the batch and return its mean loss ().
+
+        Where memory runs out, micro-batches become smaller for good; the batch stays the same.
+        Raises OutOfDeviceMemory where it cannot be cut further.
+        """
+        while True:
+            size = self.micro_batch_size
+            try:
+                return self._accumulate(batch, slot)
+            except RuntimeError as error:
+                failure = memory_error(error, f"a micro-batch of {size} samples")
+                if size == 1 or not self._model.is_batch_separable:
+                    raise failure from error
+            self.micro_batch_size = (size + 1) // 2
+            if self._grad_P.is_cuda:
+                torch.cuda.empty_cache()
+
+    def _accumulate(self, batch: Batch, slot: int) -> Tensor:
+        self._grad_P.zero_()
+        if self._model.is_random:
+            torch.manual_seed(slot_seed(self._spec.seed, slot))
+        device = self._grad_P.device
+        loss_sum = torch.zeros((), device=device)
+        num_samples = len(batch[0])
+        for first in range(0, num_samples, self.micro_batch_size):
+            micro = slice(first, first + self.micro_batch_size)
+            x_BT, y_BT = (torch.from_numpy(part[micro]).to(device) for part in batch)
+            with autocast(self._spec, device):
+                loss = self._model(x_BT, y_BT)
+            if len(x_BT) < num_samples:
+                loss = loss * (len(x_BT) / num_samples)
+            loss.backward()
+            loss_sum += loss.detach()
+        return loss_sum
+
+
+def autocast(spec: TrainingSpec, device: torch.device) -> torch.autocast:
+    """bf16 on GPUs that compute it. A CPU stays in fp32: there bf16 is slower."""
+    is_mixed = spec.precision == "bf16" and device.type == "cuda"
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)
+
+
+def slot_seed(seed: int, slot: int) -> int:
+    """Return the 63-bit seed of a slot's random numbers: a replay draws the same ones."""
+    digest = hashlib.blake2b(b"zoonet-slot/1" + struct.pack("<qq", seed, slot), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
+    """Map torch's ways to say that memory ran out; re-raise anything else."""
+    is_device = isinstance(error, torch.cuda.OutOfMemoryError)
+    if not is_device and "can't allocate memory" not in str(error):
+        raise error
+    return OutOfDeviceMemory(f"the device has too little memory for {what}")
