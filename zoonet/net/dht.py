@@ -91,7 +91,10 @@ class RecordDHT:
         Raises PeerUnreachable where nobody keeps it. Safe to cancel.
         """
         now = self._gate.now()
-        self._gate.admit(record.raw)
+        known = self._own.get(record.key)
+        if known is not None and known[0].sequence > record.sequence:
+            log.warning("not published, a newer one stands: key=%s", record.key)
+            return
         self._own[record.key] = (record, now)
         if len(self._own) > MAX_OWN_RECORDS:
             self._own.pop(min(self._own, key=lambda key: self._own[key][0].expires_at))

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 from zoonet.crypto import PeerId, short
 from zoonet.errors import PeerUnreachable, ProtocolViolation, StreamClosed, ZoonetError
@@ -34,6 +35,7 @@ PROTOCOL_PREFIX: Final = "/zoonet/1/"
 LENGTH_BYTES: Final = 4
 DIAL_TIMEOUT_S: Final = 20.0
 LINGER_S: Final = 30.0  # for what was sent to leave after a close
+LAST_LINGER_S: Final = 2.0  # the same, while the host closes
 MAX_STREAMS_PER_PEER: Final = 256
 
 # What ends one stream and is no bug of ours.
@@ -54,6 +56,7 @@ class HostStream:
         self._writer = writer
         self._length: int | None = None  # of a frame whose body is still to be read
         self._is_closed = False
+        owner.streams.add(self)
 
     @property
     def peer_id(self) -> PeerId:
@@ -95,10 +98,11 @@ class HostStream:
             with foreign_errors(peer_id=self._peer_id, doing=doing):
                 yield
         except ZoonetError:
-            self._abort()
+            self.abort()
             raise
 
-    def _abort(self) -> None:
+    def abort(self) -> None:
+        """Drop the stream and what is under way on it."""
         self._is_closed = True
         self._writer.close()
 
@@ -126,6 +130,13 @@ async def _let_leave(reader: Reader, writer: Writer) -> None:
         writer.close()
 
 
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in list(tasks):
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
 class HostTransport:
     """The Transport of a host; see `zoonet.transport.Transport`."""
 
@@ -142,6 +153,8 @@ class HostTransport:
         self._addresses_of = addresses_of
         self._handlers: dict[str, StreamHandler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self.streams: WeakSet[HostStream] = WeakSet()
         self._num_incoming: Counter[PeerId] = Counter()
         self.sent_bytes = 0
         self.received_bytes = 0
@@ -161,10 +174,12 @@ class HostTransport:
             yield
         finally:
             server.close()
-            for task in list(self._tasks):
-                task.cancel()
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await _cancel(self._tasks)
+            if self._closing:
+                await asyncio.wait(self._closing, timeout=LAST_LINGER_S)
+            await _cancel(self._closing)
+            for stream in list(self.streams):
+                stream.abort()
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         is_new = protocol not in self._handlers
@@ -186,14 +201,15 @@ class HostTransport:
     def linger(self, reader: Reader, writer: Writer) -> None:
         """Close a stream's socket once everything has left it."""
         task = asyncio.create_task(_let_leave(reader, writer), name="closing stream")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _accept(self, reader: Reader, writer: Writer) -> None:
+        task = asyncio.create_task(self._serve(reader, writer), name="stream")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self, reader: Reader, writer: Writer) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    async def _serve(self, reader: Reader, writer: Writer) -> None:
         try:
             info = await read_message(reader, p2pd_pb2.StreamInfo(), STREAM_BUFFER_BYTES)
         except BREAKING as error:
