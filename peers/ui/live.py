@@ -19,13 +19,12 @@ class LiveView:
     certified round becomes one line.
     """
 
-    def __init__(self, console: Console, *, title: str, num_tokens: int = 0) -> None:
+    def __init__(self, console: Console, *, title: str) -> None:
         self._console = console
         self._title = title
-        self._num_tokens = num_tokens
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._num_events_shown = 0
-        self._headline_shown = ""
+        self._shown: tuple[int, tuple[tuple[int, float], ...]] = (0, ())
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -51,17 +50,13 @@ class LiveView:
             self._print_news(view)
             return
         width = self._console.width
-        self._live.update(
-            screen(view, title=self._title, width=width, num_tokens=self._num_tokens), refresh=True
-        )
+        self._live.update(screen(view, title=self._title, width=width), refresh=True)
 
     def _print_news(self, view: SwarmView) -> None:
         num_new = view.num_events - self._num_events_shown
         for event in view.events[-num_new:] if num_new else ():
             self.say(event_line(event))
         self._num_events_shown = view.num_events
-        line = headline(view, num_tokens=self._num_tokens)
-        round_and_loss = (view.num_rounds, view.curve[-1:])
-        if view.num_rounds and str(round_and_loss) != self._headline_shown:
-            self._headline_shown = str(round_and_loss)
-            self.say(line)
+        if (view.num_rounds, view.losses[-1:]) != self._shown:
+            self._shown = (view.num_rounds, view.losses[-1:])
+            self.say(headline(view))

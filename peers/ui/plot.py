@@ -18,7 +18,7 @@ def save_loss_plot(view: SwarmView, path: Path, *, title: str) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot([p.num_rounds for p in view.curve], [p.loss for p in view.curve], marker=".")
+    axes.plot([point[0] for point in view.losses], [point[1] for point in view.losses], marker=".")
     for event in view.events:
         if event.kind not in ("left", "came late"):
             continue

@@ -41,17 +41,16 @@ def in_count(number: float) -> str:
     return f"{number:.1f}B"
 
 
-def headline(view: SwarmView, *, num_tokens: int = 0) -> str:
-    """One line: where the job stands. `num_tokens` is the job's whole amount, 0 if unknown."""
-    last = view.last_round
-    if last is None:
-        return "no participant has reported yet"
-    done = in_count(view.num_tokens)
-    amount = f"{done} of {in_count(num_tokens)}" if num_tokens else done
-    loss = f"held-out loss {view.curve[-1].loss:.3f}" if view.curve else "not yet evaluated"
+def headline(view: SwarmView) -> str:
+    """One line: where the job stands."""
+    job = view.job
+    if job is None:
+        return "nothing is known of the job yet"
+    loss = f"held-out loss {job.eval_loss:.3f}" if job.eval_losses else "no held-out loss yet"
     return (
-        f"round {view.num_rounds} · {last.num_contributors} of {last.num_members} members counted"
-        f" · {amount} tokens · {in_count(view.tokens_per_s)} tokens/s · {loss}"
+        f"{job.phase} · round {job.num_rounds} · {view.num_working} at work"
+        f" · {in_count(job.num_tokens)} of {in_count(job.total_tokens)} tokens"
+        f" · {in_count(view.tokens_per_s)} tokens/s · {loss}"
     )
 
 
@@ -67,7 +66,7 @@ def peer_table(lines: Sequence[PeerLine]) -> Table:
 
 
 def _cells(line: PeerLine) -> list[RenderableType]:
-    report = line.progress
+    report = line.said
     phase = "gone" if line.has_left else report.phase
     remarks = ["joined late"] if line.is_late else []
     if report.note:
@@ -86,7 +85,7 @@ def _cells(line: PeerLine) -> list[RenderableType]:
 
 def loss_chart(view: SwarmView, *, width: int, height: int) -> str:
     """Held-out loss by certified round, with a line where a peer left or came late."""
-    points = [(float(point.num_rounds), point.loss) for point in view.curve]
+    points = [(float(num_rounds), loss) for num_rounds, loss in view.losses]
     return "\n".join(chart(points, width=width, height=height, marks=marked_rounds(view)))
 
 
@@ -100,12 +99,12 @@ def event_line(event: Event) -> str:
     return f"{event.at_s:4.0f} s  {event.name} {event.kind} (round {event.num_rounds})"
 
 
-def screen(view: SwarmView, *, title: str, width: int, num_tokens: int = 0) -> RenderableType:
+def screen(view: SwarmView, *, title: str, width: int) -> RenderableType:
     """The whole live view, for a terminal of `width` characters."""
     events = "\n".join(event_line(event) for event in view.events[-4:])
     return Group(
         Panel(
-            Group(Text(headline(view, num_tokens=num_tokens)), "", _people(view)),
+            Group(Text(headline(view)), "", _people(view)),
             title=Text(title),
             border_style="blue",
         ),

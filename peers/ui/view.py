@@ -1,7 +1,8 @@
-"""What a person sees of a job, as a pure fold of its participants' `Progress` records.
+"""What a person sees of a job over time, as a pure fold of its successive views.
 
-No clock and no network: the caller says when a record arrived (`now_s`, seconds on any steadily
-rising clock) and calls `tick` to notice who has fallen silent.
+A `JobView` says where the job stands; here is added what only time shows: who came late, who fell
+silent, and when. No clock and no network: the caller says when it looked (`now_s`, seconds on any
+steadily rising clock).
 """
 
 from __future__ import annotations
@@ -11,11 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from zoonet.crypto import PeerId
-from zoonet.records import Progress
+from zoonet.jobs import JobView, PeerView
 
-SILENT_S: Final = 20.0  # without a word from a peer before it counts as gone
+SILENT_S: Final = 20.0  # without a new word from a peer before it counts as gone
 MAX_EVENTS: Final = 200
-MAX_CURVE_POINTS: Final = 2000
 ENDED: Final = frozenset({"finished", "failed"})
 
 EventKind = Literal["came", "came late", "left", "returned", "finished", "failed"]
@@ -25,84 +25,67 @@ EventKind = Literal["came", "came late", "left", "returned", "finished", "failed
 class PeerLine:
     """One participant: its last word, and when it was first and last heard."""
 
-    peer_id: PeerId
-    progress: Progress
+    said: PeerView
     first_heard_s: float
     last_heard_s: float
     is_late: bool  # the job had certified rounds when this peer was still joining
     has_left: bool = False
 
     @property
+    def peer_id(self) -> PeerId:
+        """Who it is."""
+        return self.said.peer_id
+
+    @property
     def name(self) -> str:
         """What the owner called it, or the end of its id."""
-        return printable(self.progress.name) or self.peer_id[-8:]
+        return printable(self.said.name) or self.peer_id[-8:]
 
     @property
     def is_working(self) -> bool:
         """Tell whether it is here and not done."""
-        return not self.has_left and self.progress.phase not in ENDED
+        return not self.has_left and self.said.phase not in ENDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something a reader of the loss curve should know of."""
 
-    at_s: float
+    at_s: float  # since the watching began
     num_rounds: int  # certified when it happened
     kind: EventKind
     name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LossPoint:
-    """Held-out loss (nats a token) of the outer parameters after a certified round."""
-
-    num_rounds: int
-    loss: float
-    at_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SwarmView:
-    """A job and everyone in it."""
+    """A job and everyone who was ever seen in it."""
 
-    job_id: str
     started_s: float
+    job: JobView | None = None  # as last seen
     peers: Mapping[PeerId, PeerLine] = field(default_factory=dict)
-    curve: tuple[LossPoint, ...] = ()  # by num_rounds
     events: tuple[Event, ...] = ()  # the newest MAX_EVENTS, oldest first
     num_events: int = 0  # all that ever happened
 
     @property
     def num_rounds(self) -> int:
-        """Certified rounds of the longest chain that any participant reports."""
-        return max((line.progress.num_rounds for line in self.peers.values()), default=0)
+        """Certified rounds."""
+        return self.job.num_rounds if self.job else 0
 
     @property
-    def num_tokens(self) -> int:
-        """Certified tokens of that chain."""
-        return max((line.progress.num_tokens for line in self.peers.values()), default=0)
+    def losses(self) -> tuple[tuple[int, float], ...]:
+        """Held-out loss (nats a token) of the outer parameters, by certified round."""
+        return self.job.eval_losses if self.job else ()
+
+    @property
+    def num_working(self) -> int:
+        """Participants that are here and not done."""
+        return sum(line.is_working for line in self.peers.values())
 
     @property
     def tokens_per_s(self) -> float:
         """Summed speed of those who are at work."""
-        return sum(line.progress.tokens_per_s for line in self.peers.values() if line.is_working)
-
-    @property
-    def last_round(self) -> Progress | None:
-        """The report of whoever has the longest chain: its members and contributors."""
-        reports = [line.progress for line in self.peers.values()]
-        return max(reports, key=lambda report: report.num_rounds, default=None)
-
-    @property
-    def best_loss(self) -> float:
-        """Lowest held-out loss so far; 0 where none was measured yet."""
-        return min((point.loss for point in self.curve), default=0.0)
-
-    @property
-    def is_finished(self) -> bool:
-        """Tell whether any participant holds the finished model."""
-        return any(line.progress.phase == "finished" for line in self.peers.values())
+        return sum(line.said.tokens_per_s for line in self.peers.values() if line.is_working)
 
 
 def printable(text: str, *, max_chars: int = 60) -> str:
@@ -110,36 +93,22 @@ def printable(text: str, *, max_chars: int = 60) -> str:
     return "".join(char for char in text[: max_chars * 2] if char.isprintable())[:max_chars]
 
 
-def fold(view: SwarmView, author: PeerId, progress: Progress, now_s: float) -> SwarmView:
-    """Return the view after a participant's report. Reports about other jobs change nothing."""
-    if progress.job_id != view.job_id:
-        return view
-    known = view.peers.get(author)
-    is_joining_late = progress.phase == "joining" and view.num_rounds > 0
-    line = PeerLine(
-        peer_id=author,
-        progress=progress,
-        first_heard_s=known.first_heard_s if known else now_s,
-        last_heard_s=now_s,
-        is_late=known.is_late if known else is_joining_late,
-    )
-    events = _events_of(view, known, line, now_s)
-    view = replace(
-        view,
-        peers={**view.peers, author: line},
-        curve=_with_point(view.curve, progress, now_s),
-    )
-    return _with_events(view, events)
-
-
-def tick(view: SwarmView, now_s: float, *, silent_s: float = SILENT_S) -> SwarmView:
-    """Return the view with those marked as gone who were silent for longer than `silent_s`."""
+def fold(view: SwarmView, job: JobView, now_s: float, *, silent_s: float = SILENT_S) -> SwarmView:
+    """Return the view after a look at the job, which may say the same as before."""
+    peers, events = dict(view.peers), []
+    seen = replace(view, job=job)
+    for said in job.peers:
+        known = peers.get(said.peer_id)
+        line = _line_of(view, known, said, now_s)
+        peers[said.peer_id] = line
+        events += [_event(seen, now_s, kind, line.name) for kind in _kinds(known, line)]
+    seen = _with_events(replace(seen, peers=peers), events)
     silent = [
-        line
-        for line in view.peers.values()
+        line.peer_id
+        for line in peers.values()
         if line.is_working and now_s - line.last_heard_s > silent_s
     ]
-    return leave(view, (line.peer_id for line in silent), now_s) if silent else view
+    return leave(seen, silent, now_s)
 
 
 def leave(view: SwarmView, peer_ids: Iterable[PeerId], now_s: float) -> SwarmView:
@@ -154,39 +123,36 @@ def leave(view: SwarmView, peer_ids: Iterable[PeerId], now_s: float) -> SwarmVie
     return _with_events(replace(view, peers=peers), events)
 
 
-def _with_events(view: SwarmView, events: list[Event]) -> SwarmView:
-    return replace(
-        view,
-        events=(*view.events, *events)[-MAX_EVENTS:],
-        num_events=view.num_events + len(events),
-    )
+def _line_of(view: SwarmView, known: PeerLine | None, said: PeerView, now_s: float) -> PeerLine:
+    if known is None:
+        is_late = said.phase == "joining" and view.num_rounds > 0
+        return PeerLine(said=said, first_heard_s=now_s, last_heard_s=now_s, is_late=is_late)
+    if said == known.said:
+        return known
+    return replace(known, said=said, last_heard_s=now_s, has_left=False)
 
 
-def _events_of(
-    view: SwarmView, known: PeerLine | None, line: PeerLine, now_s: float
-) -> list[Event]:
+def _kinds(known: PeerLine | None, line: PeerLine) -> list[EventKind]:
     kinds: list[EventKind] = []
     if known is None:
         kinds.append("came late" if line.is_late else "came")
-    elif known.has_left:
+    elif known.has_left and not line.has_left:
         kinds.append("returned")
-    phase = line.progress.phase
-    if phase == "finished" and (known is None or known.progress.phase != "finished"):
+    before = known.said.phase if known else ""
+    if line.said.phase != before and line.said.phase == "finished":
         kinds.append("finished")
-    if phase == "failed" and (known is None or known.progress.phase != "failed"):
+    if line.said.phase != before and line.said.phase == "failed":
         kinds.append("failed")
-    return [_event(view, now_s, kind, line.name) for kind in kinds]
+    return kinds
 
 
 def _event(view: SwarmView, now_s: float, kind: EventKind, name: str) -> Event:
     return Event(at_s=now_s - view.started_s, num_rounds=view.num_rounds, kind=kind, name=name)
 
 
-def _with_point(
-    curve: tuple[LossPoint, ...], progress: Progress, now_s: float
-) -> tuple[LossPoint, ...]:
-    """Replicas are bit-identical, so the first to report a round's loss speaks for all."""
-    if progress.eval_loss <= 0 or any(p.num_rounds == progress.eval_round for p in curve):
-        return curve
-    point = LossPoint(num_rounds=progress.eval_round, loss=progress.eval_loss, at_s=now_s)
-    return tuple(sorted((*curve, point), key=lambda p: p.num_rounds))[-MAX_CURVE_POINTS:]
+def _with_events(view: SwarmView, events: list[Event]) -> SwarmView:
+    return replace(
+        view,
+        events=(*view.events, *events)[-MAX_EVENTS:],
+        num_events=view.num_events + len(events),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -13,37 +12,28 @@ from peers.ui.chart import chart
 from peers.ui.live import LiveView
 from peers.ui.plot import save_loss_plot
 from peers.ui.render import headline, in_bytes, in_count
+from tests.peers.looks import job_view, peer_view
 from zoonet.crypto import PeerId
-from zoonet.records import Progress
-
-JOB = "0" * 31 + "1"
 
 
 def swarm_view() -> SwarmView:
-    view = SwarmView(job_id=JOB, started_s=0.0)
+    view = SwarmView(started_s=0.0)
     for second in range(1, 6):
-        for name in ("ann", "bob"):
-            view = fold(view, PeerId(f"peer-{name}"), report(name, second), float(second))
+        peers = [
+            peer_view(
+                PeerId(f"peer-{name}"),
+                name=name,
+                num_rounds=second,
+                tokens_per_s=500.0,
+                sent_bytes=1_234_567 + second,
+                note="[red]not markup[/red]",
+            )
+            for name in ("ann", "bob")
+        ]
+        losses = tuple((index, 6.0 / index) for index in range(1, second + 1))
+        job = job_view(*peers, num_rounds=second, num_tokens=1000 * second, eval_losses=losses)
+        view = fold(view, job, float(second))
     return leave(view, [PeerId("peer-bob")], 6.0)
-
-
-def report(name: str, num_rounds: int, **fields: Any) -> Progress:
-    return Progress(
-        job_id=JOB,
-        name=name,
-        phase="training",
-        num_rounds=num_rounds,
-        head=bytes(32),
-        num_tokens=1000 * num_rounds,
-        num_members=2,
-        num_contributors=2,
-        tokens_per_s=500.0,
-        eval_loss=6.0 / num_rounds,
-        eval_round=num_rounds,
-        sent_bytes=1_234_567,
-        note="[red]not markup[/red]",
-        **fields,
-    )
 
 
 def console(*, is_terminal: bool) -> Console:
@@ -80,10 +70,8 @@ def test_numbers_read_like_numbers() -> None:
 
 
 def test_the_headline_names_the_round_the_tokens_and_the_loss() -> None:
-    line = headline(swarm_view(), num_tokens=10_000)
-    assert line == (
-        "round 5 · 2 of 2 members counted · 5.0k of 10.0k tokens · 500 tokens/s"
-        " · held-out loss 1.200"
+    assert headline(swarm_view()) == (
+        "training · round 5 · 1 at work · 5.0k of 10.0k tokens · 500 tokens/s · held-out loss 1.200"
     )
 
 
@@ -93,7 +81,7 @@ def test_without_a_terminal_every_event_and_round_is_one_line_once() -> None:
         live.show(swarm_view())
         live.show(swarm_view())
     assert shown(out).splitlines() == [
-        "   1 s  ann came (round 0)",
+        "   1 s  ann came (round 1)",
         "   1 s  bob came (round 1)",
         "   6 s  bob left (round 5)",
         headline(swarm_view()),
@@ -102,7 +90,7 @@ def test_without_a_terminal_every_event_and_round_is_one_line_once() -> None:
 
 def test_on_a_terminal_the_table_shows_everyone_and_obeys_no_strangers_markup() -> None:
     out = console(is_terminal=True)
-    with LiveView(out, title="a job [bold]x", num_tokens=10_000) as live:
+    with LiveView(out, title="a job [bold]x") as live:
         live.show(swarm_view())
     text = shown(out)
     for expected in ("ann", "bob", "gone", "1.2 MB", "[red]not markup[/red]", "a job [bold]x"):

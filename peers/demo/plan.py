@@ -1,0 +1,116 @@
+"""How much work fits into the time of a demo. Pure, but for the measurement of this machine."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from zoonet.config import (
+    ComputeJob,
+    DataConfig,
+    ModelConfig,
+    ModelSpec,
+    PeersConfig,
+    TrainingConfig,
+)
+
+FINISH_S: Final = 8.0  # after training: fetch and check the model, sample, draw, say goodbye
+START_TRAINING_S: Final = 8.0  # from submitting to the first step: fetch the data, start trainers
+MIN_TRAINING_S: Final = 8.0
+EFFICIENCY: Final = 0.55  # of the cores' speed; the rest is evaluation, averaging and all else
+MIN_ROUNDS: Final = 12
+ROUND_S: Final = (1.0, 3.0)  # shortest and longest round to aim for
+CALIBRATION_CPU_S: Final = 0.7
+EVAL_TOKENS: Final = 8192
+TEXT_BYTES: Final = 6_000_000
+
+MODEL: Final = ModelConfig(num_layers=4, num_heads=4, width=128, context=64)
+BATCH_SIZE: Final = 8
+SLOT_TOKENS: Final = BATCH_SIZE * MODEL.context
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The size of the job, and after which certified rounds its two mishaps happen."""
+
+    tokens: int
+    inner_steps: int
+    num_rounds: int  # expected, with everyone at work
+    late_after: int  # then one more worker is started
+    kill_after: int  # then one of the first workers is killed
+
+
+def plan(*, training_s: float, tokens_per_s: float, num_workers: int) -> Plan:
+    """Cut a training time into rounds, for workers that make `tokens_per_s` all together."""
+    training_s = max(training_s, MIN_TRAINING_S)
+    round_s = min(max(training_s / MIN_ROUNDS, ROUND_S[0]), ROUND_S[1])
+    slots_per_round = tokens_per_s * round_s / SLOT_TOKENS
+    inner_steps = max(1, round(slots_per_round / num_workers))
+    num_rounds = max(MIN_ROUNDS, math.floor(training_s / round_s))
+    return Plan(
+        tokens=num_rounds * num_workers * inner_steps * SLOT_TOKENS,
+        inner_steps=inner_steps,
+        num_rounds=num_rounds,
+        late_after=max(1, num_rounds // 8),
+        kill_after=max(4, num_rounds // 3),
+    )
+
+
+def job(plan: Plan, *, text: str, num_workers: int, seed: int) -> ComputeJob:
+    """The demo's job as anyone could submit it. `text` is a path or "stdlib"."""
+    return ComputeJob(
+        name="demo: a GPT on a text",
+        model_config=MODEL,
+        data_config=DataConfig(text=text, max_bytes=TEXT_BYTES, heldout_fraction=0.05),
+        training_config=TrainingConfig(
+            tokens=plan.tokens,
+            batch_size=BATCH_SIZE,
+            inner_steps=plan.inner_steps,
+            inner_lr=3e-3,
+            eval_tokens=EVAL_TOKENS,
+            seed=seed,
+        ),
+        peers_config=PeersConfig(min=num_workers),
+    )
+
+
+def machine_tokens_per_s(num_workers: int) -> float:
+    """Tokens a second that the workers will train on this machine, from a short measurement.
+
+    Measured in CPU time, so that other work of the machine does not blur it. Blocks for about a
+    second; run it in a thread.
+    """
+    import torch
+
+    from zoonet.training.models import build_model
+
+    spec = ModelSpec(
+        kind=MODEL.kind,
+        num_layers=MODEL.num_layers,
+        num_heads=MODEL.num_heads,
+        width=MODEL.width,
+        context=MODEL.context,
+        dropout=0.0,
+        vocab_size=256,
+        hf_config={},
+        embedding_dim=MODEL.embedding_dim,
+    )
+    model = build_model(spec)
+    ids_BT = torch.zeros((BATCH_SIZE, MODEL.context), dtype=torch.int64)
+    model(ids_BT, ids_BT).backward()  # the first step allocates
+    started_s, num_steps = time.process_time(), 0
+    while time.process_time() - started_s < CALIBRATION_CPU_S:
+        model(ids_BT, ids_BT).backward()
+        num_steps += 1
+    per_core = num_steps * SLOT_TOKENS / (time.process_time() - started_s)
+    return per_core * min(usable_cores(), num_workers) * EFFICIENCY
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
