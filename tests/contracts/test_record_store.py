@@ -153,6 +153,7 @@ def forged(record: Signed[Any]) -> bytes:
         ("forged", forged),
         ("malformed", lambda record: b"not a record at all"),
         ("malformed", lambda record: record.raw + b"\x00"),
+        ("malformed", lambda record: record.raw.replace(b"peer/1", b"\xffeer/1")),
         ("oversized", lambda record: record.raw + bytes(70_000)),
         ("expired", lambda record: peer_record(identity_of("eve"), lifetime_s=-1).raw),
         ("long-lived", lambda record: peer_record(identity_of("eve"), lifetime_s=9999).raw),

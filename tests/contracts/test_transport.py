@@ -303,3 +303,20 @@ def test_a_call_is_answered_refused_or_timed_out(network: Network) -> None:
         ]
 
     network.run(story, 2)
+
+
+def test_a_request_that_is_no_text_is_refused_like_any_malformed_one(network: Network) -> None:
+    class Name(msgspec.Struct):
+        name: str
+
+    async def story(_: Network, left: Peer, right: Peer) -> None:
+        async def greet(asker: str, asked: Name) -> Answer:
+            return Answer(1)
+
+        await serve_calls(right.transport, "greet", Name, greet)
+        stream = await left.open(right, "greet")
+        await stream.send(msgspec.msgpack.encode({"name": "xx"}).replace(b"xx", b"\xff\xfe"))
+        with pytest.raises(StreamClosed):
+            await stream.receive()
+
+    network.run(story, 2)

@@ -19,6 +19,9 @@ _DICTIONARY_EXTENSION: Final = 0x50  # as hivemind registered it
 
 Entry = tuple[str, bytes, float]  # author, MessagePack of the record's bytes, expiry (Unix time)
 
+# UnicodeDecodeError, a ValueError, is none of msgspec's own errors.
+MALFORMED: Final = (msgspec.DecodeError, ValueError, RecursionError)
+
 _text = msgspec.msgpack.Decoder(str, strict=True)
 _bytes = msgspec.msgpack.Decoder(bytes, strict=True)
 _extension = msgspec.msgpack.Decoder(msgspec.msgpack.Ext, strict=True)
@@ -31,7 +34,7 @@ def decode_text(raw: bytes) -> str:
     """Read a subkey. Raises ProtocolViolation."""
     try:
         return _text.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise ProtocolViolation("", f"a malformed subkey: {error}") from error
 
 
@@ -39,7 +42,7 @@ def decode_bytes(raw: bytes) -> bytes:
     """Read a value. Raises ProtocolViolation."""
     try:
         return _bytes.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise ProtocolViolation("", f"a malformed value: {error}") from error
 
 
@@ -57,7 +60,7 @@ def decode_entries(raw: bytes) -> list[Entry]:
         if extension.code != _DICTIONARY_EXTENSION:
             raise ProtocolViolation("", f"an unknown extension {extension.code}")
         _, _, entries = _entries.decode(extension.data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise ProtocolViolation("", f"a malformed dictionary: {error}") from error
     if len(entries) > MAX_DICTIONARY_ENTRIES:
         raise ProtocolViolation("", f"a dictionary of {len(entries)} entries")

@@ -136,7 +136,7 @@ def verify(raw: bytes, *, now: float) -> Signed[Any]:
         raise InvalidRecord("", "oversized", f"{len(raw)} bytes")
     try:
         kind, public_key, sequence, expires_at, encoded, signature = _wire_decoder.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidRecord("", "malformed", str(error)) from error
     body_type = _KINDS.get(kind)
     if body_type is None:

@@ -70,7 +70,7 @@ def parse_reply(peer_id: PeerId, frame: bytes, reply_type: type[A]) -> A:
         raise ProtocolViolation(peer_id, "a reply without a status")
     try:
         return msgspec.msgpack.decode(memoryview(frame)[1:], type=reply_type, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ProtocolViolation(peer_id, f"a malformed reply: {error}") from error
 
 
@@ -83,7 +83,7 @@ async def receive_request(stream: Stream, request_type: type[Q]) -> Q:
         raise PeerTimeout(f"peer={short(stream.peer_id)} opened a stream, asked nothing") from error
     try:
         return msgspec.msgpack.decode(frame, type=request_type, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ProtocolViolation(stream.peer_id, f"a malformed request: {error}") from error
 
 
