@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoonet.config import TrainingConfig
 from zoonet.errors import OutOfDeviceMemory
-from zoonet.training.gradient import BatchGradient, slot_seed
+from zoonet.training.gradient import BatchGradient, autocast, slot_seed
 from zoonet.training.models.base import TrainableModel
 
 SEEDS = [2034360545866830968, 8909348466055004667]
@@ -82,6 +82,12 @@ def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="multiplied"):
         gradient_of(Broken(6))
+
+
+def test_a_job_in_bf16_is_computed_in_fp32_on_a_cpu() -> None:
+    mixed = TrainingConfig(tokens=1, precision="bf16")
+    with autocast(mixed, torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
 def test_random_numbers_are_keyed_by_the_slot_and_can_be_replayed() -> None:

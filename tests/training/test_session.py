@@ -30,7 +30,9 @@ def round_of(session: TrainingSession, job: Any, slots: range) -> tuple[np.ndarr
     return theta_P, inner_N
 
 
-def test_training_lowers_the_held_out_loss(job: Any) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_lowers_the_held_out_loss(make_job: Callable[..., Any], optimizer: str) -> None:
+    job = make_job(optimizer=optimizer)
     with TrainingSession(job.start) as session:
         before, num_tokens = session.evaluate(job.initial_P, max_tokens=0, is_stopped=never)
         theta_P, inner_N = round_of(session, job, range(60))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import uvloop
 
@@ -166,6 +167,23 @@ def test_the_interrupt_key_does_not_end_the_trainer(job: Any) -> None:
                 os.kill(trainer.pid, signal.SIGINT)
                 assert (await trainer.train(train((0, 2)))).slots == ((0, 2),)
                 assert os.getsid(trainer.pid) != os.getsid(0)
+
+    uvloop.run(main())
+
+
+def test_the_trainer_has_no_secrets_and_no_network(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOONET_PASSPHRASE", "correct horse")
+
+    async def main() -> None:
+        with buffers_of(job) as buffers:
+            async with TrainerProcess.open(job.start, buffers) as trainer:
+                await trainer.train(train((0, 2)))
+                process = psutil.Process(trainer.pid)
+                assert "PATH" in process.environ()
+                assert "ZOONET_PASSPHRASE" not in process.environ()
+                assert process.net_connections("inet") == []
 
     uvloop.run(main())
 

@@ -22,7 +22,8 @@ def to_safetensors(spec: ModelSpec, theta_P: Vector) -> bytes:
     if start != theta_P.size:
         raise ValueError(f"{theta_P.size} values for a model of {start} parameters")
     # One key alone: safetensors writes several metadata keys in an order that differs by run.
-    return save(tensors, metadata={"format": "pt"})
+    raw: bytes = save(tensors, metadata={"format": "pt"})
+    return raw
 
 
 def from_safetensors(spec: ModelSpec, raw: bytes) -> Vector:

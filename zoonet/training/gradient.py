@@ -64,7 +64,7 @@ class BatchGradient:
 
 
 def autocast(spec: TrainingSpec, device: torch.device) -> torch.autocast:
-    """bf16 on GPUs that compute it. A CPU stays in fp32: there bf16 is slower."""
+    """Mixed precision, bf16, on CUDA devices. A CPU stays in fp32: there bf16 is slower."""
     is_mixed = spec.precision == "bf16" and device.type == "cuda"
     return torch.autocast(device.type, torch.bfloat16, enabled=is_mixed)
 

@@ -193,6 +193,7 @@ def main() -> None:
     os.nice(arguments.nice)
     with suppress(PipeClosed):
         run(arguments.pipe, arguments.memory)
+    os._exit(0)  # nothing is left to save, and taking torch apart costs most of a second
 
 
 if __name__ == "__main__":
