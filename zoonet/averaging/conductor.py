@@ -157,8 +157,8 @@ class Conductor:
         return now - self.started > usual_s + extra_s
 
     def _while_averaging(self, now: float) -> list[Order]:
-        if not self.reports:
-            return []
+        if not self.reports or self._live() <= self.voted:
+            return []  # nothing failed, or those who failed are gone and the others have voted
         everyone_told = self._live() <= set(self.reports) | self.voted
         if everyone_told or now - self.first_report > self.patience.report_s:
             return self._next_attempt(now)

@@ -116,15 +116,16 @@ class Coordinator:
         self._is_settled = True
 
     async def _gather(self) -> None:
-        while not self._is_gathered(self._now() - self._opened):
-            async with self._changed:
-                try:
-                    async with asyncio.timeout(self._config.beat_s):
-                        await self._changed.wait()
-                except TimeoutError:
-                    await self._beat()
+        while True:
+            try:
+                async with asyncio.timeout(self._config.beat_s), self._changed:
+                    await self._changed.wait_for(self._is_gathered)
+                return
+            except TimeoutError:
+                await self._beat()
 
-    def _is_gathered(self, waited_s: float) -> bool:
+    def _is_gathered(self) -> bool:
+        waited_s = self._now() - self._opened
         present = set(self._followers)
         if not self.seat.roster:
             return len(present) >= self._config.min_founders and (
