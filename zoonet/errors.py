@@ -18,6 +18,7 @@
      ├ RoundFailed         roll the round back; the local work carries on into the next
      │  └ QuorumLost       too few members signed the result
      ├ StorageError        the local disk: full, read-only or damaged
+     ├ JobEnded            the submitter learns that there will be no model
      └ TrainingError       stop this job on this peer
         ├ WorkLost         this round's local work is lost, the job goes on
         │  └ NonFiniteLoss the loss became NaN or infinite
@@ -112,6 +113,15 @@ class QuorumLost(RoundFailed):
 
 class StorageError(ZoonetError):
     """The local disk refused: full, read-only or damaged."""
+
+
+class JobEnded(ZoonetError):
+    """A job ended without a model. `phase` is cancelled, expired or failed."""
+
+    def __init__(self, job_id: str, phase: str, note: str) -> None:
+        super().__init__(f"job {job_id} ended as {phase}" + (f": {note}" if note else ""))
+        self.job_id = job_id
+        self.phase = phase
 
 
 class TrainingError(ZoonetError):

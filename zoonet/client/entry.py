@@ -1,0 +1,203 @@
+"""A client's way into the swarm: its own daemon, whom it knows, its heartbeat, its blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from zoonet.blocks import Blocks, BlockStore
+from zoonet.clock import Clock, SystemClock
+from zoonet.crypto import Identity
+from zoonet.errors import PeerUnreachable, StorageError
+from zoonet.membership import Directory, Lan, LanConfig, PeerCache
+from zoonet.membership.join import LAN_SEARCH_S
+from zoonet.records import Hardware, PeerRecord, Signed
+
+if TYPE_CHECKING:
+    from zoonet.net import Host
+
+MAX_ADDRESSES: Final = 24
+
+log = logging.getLogger(__name__)
+
+
+def default_folder() -> Path:
+    """Where a client remembers peers and keeps the blocks of its jobs."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("zoonet")) / "client"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EntryConfig:
+    """How a program enters the swarm."""
+
+    # Peers met before, and the blocks of submitted jobs.
+    folder: Path = field(default_factory=default_folder)
+    # Where to listen; empty: only dial. Behind NAT others reach this peer through relays.
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    # Look for peers on the local network where no others are known.
+    is_lan_enabled: bool = True
+    # What others see next to the peer id.
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """What an open way in consists of."""
+
+    host: Host
+    directory: Directory
+    store: Blocks
+
+
+@asynccontextmanager
+async def entered(
+    identity: Identity, bootstrap: tuple[str, ...], config: EntryConfig
+) -> AsyncIterator[Entered]:
+    """Be in the swarm while the block runs.
+
+    Raises ConfigError for malformed addresses, PeerUnreachable where nobody answers, StorageError.
+    """
+    from zoonet.net import Host, HostConfig  # imports torch, for seconds
+
+    clock = SystemClock()
+    store = await asyncio.to_thread(BlockStore, config.folder / "blocks")
+    cache = PeerCache(config.folder / "peers.json")
+    with tempfile.TemporaryDirectory(prefix="zoonet-") as run_dir:
+        host_config = HostConfig(
+            run_dir=Path(run_dir) / "run",
+            listen=config.listen,
+            bootstrap=bootstrap,
+            known_peers=cache.addresses(),
+            is_client=True,
+        )
+        async with Host.open(identity, host_config) as host:
+            if not await host.connected():
+                await _meet_neighbours(host, bootstrap, config, clock)
+            directory = Directory(
+                identity,
+                host.records,
+                clock,
+                describe=lambda: _describe(host, config.name, clock),
+                on_peer=_acquaintance(host, cache, clock),
+            )
+            async with asyncio.TaskGroup() as tasks:
+                presence = tasks.create_task(directory.run(), name="directory")
+                try:
+                    yield Entered(host=host, directory=directory, store=store)
+                finally:
+                    presence.cancel()
+                    _save(cache)
+
+
+async def _meet_neighbours(
+    host: Host, bootstrap: tuple[str, ...], config: EntryConfig, clock: Clock
+) -> None:
+    async with Lan.open(
+        host.peer_id, LanConfig(is_enabled=config.is_lan_enabled), clock
+    ) as lan:
+        found = await lan.search(LAN_SEARCH_S) if config.is_lan_enabled else []
+    addresses = [address for record in found for address in record.body.addresses]
+    if addresses and await host.connect(addresses):
+        return
+    if bootstrap:
+        tried = "".join(f"\n  {address}" for address in bootstrap)
+        raise PeerUnreachable(
+            f"none of the peers to join answers:{tried}\n"
+            "check that one of them runs and that its address and port are right"
+        )
+    raise PeerUnreachable(
+        "no peer is known here and none was found on the local network; give the address of one: "
+        "Network.join(bootstrap=[...]), Client(api_key=..., bootstrap=[...]) or --join"
+    )
+
+
+async def _describe(host: Host, name: str, clock: Clock) -> PeerRecord:
+    return PeerRecord(
+        peer_id=host.peer_id,
+        name=name,
+        roles=("client",),
+        addresses=(await host.addresses())[:MAX_ADDRESSES],
+        reachability=await host.reachability(),
+        hardware=Hardware(num_cpus=0, memory_bytes=0),  # a client lends none
+        version=_version(),
+        started_at=clock.now(),
+    )
+
+
+def _version() -> str:
+    try:
+        return version("zoo-compute")
+    except PackageNotFoundError:  # run from a checkout
+        return "unknown"
+
+
+def _acquaintance(
+    host: Host, cache: PeerCache, clock: Clock
+) -> Callable[[Signed[PeerRecord]], None]:
+    def meet(record: Signed[PeerRecord]) -> None:
+        host.learn(record.author, record.body.addresses)
+        if "client" not in record.body.roles:
+            cache.remember(record.author, record.body.addresses, met_at=clock.now())
+
+    return meet
+
+
+def _save(cache: PeerCache) -> None:
+    try:
+        cache.save()
+    except StorageError as error:
+        log.warning("peers met today will not be remembered: %s", error)
+
+
+class Entry:
+    """A way into the swarm that outlives the call that made it, until `close`.
+
+    One task holds everything open, so that it may be closed from another task than opened it
+    (two cells of a notebook, say).
+    """
+
+    def __init__(self, inside: Entered, leave: asyncio.Event, holder: asyncio.Task[None]) -> None:
+        self.host = inside.host
+        self.directory = inside.directory
+        self.store = inside.store
+        self._leave = leave
+        self._holder = holder
+
+    @classmethod
+    async def open(
+        cls, identity: Identity, bootstrap: tuple[str, ...], config: EntryConfig
+    ) -> Self:
+        """Enter. Raises as `entered`. Where it is cancelled nothing stays open."""
+        inside: asyncio.Future[Entered] = asyncio.get_running_loop().create_future()
+        leave = asyncio.Event()
+
+        async def hold() -> None:
+            async with entered(identity, bootstrap, config) as found:
+                inside.set_result(found)
+                await leave.wait()
+
+        holder = asyncio.create_task(hold(), name="entry")
+        try:
+            either: set[asyncio.Future[Any]] = {holder, inside}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            holder.cancel()
+            await asyncio.wait({holder})
+            raise
+        if not inside.done():
+            await holder  # raises why it could not enter
+        return cls(inside.result(), leave, holder)
+
+    async def close(self) -> None:
+        """Leave. Raises what broke the connection meanwhile. Idempotent."""
+        self._leave.set()
+        await asyncio.shield(self._holder)
