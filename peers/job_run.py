@@ -223,7 +223,7 @@ class JobRun:
         await participant.run()
 
     def _founders(self) -> set[PeerId]:
-        return self._reporter.participants() | {self._node.peer_id}
+        return self._reporter.founders() | {self._node.peer_id}
 
     def _on_heard(self, record: Signed[Any]) -> None:
         body = record.body

@@ -57,14 +57,14 @@ class Reporter:
             self.status.phase = phase
         self._changed.set()
 
-    def participants(self) -> set[PeerId]:
-        """Others who say that they take part, and whose word has not expired."""
+    def founders(self) -> set[PeerId]:
+        """Others who say that they are ready for rounds, and whose word has not expired."""
         now = self.node.clock.now()
         for peer, record in list(self.others.items()):
             if record.expires_at <= now:
                 del self.others[peer]
-        gone = ("finished", "failed")
-        return {peer for peer, record in self.others.items() if record.body.phase not in gone}
+        ready = ("waiting", "training", "averaging")
+        return {peer for peer, record in self.others.items() if record.body.phase in ready}
 
     def holders(self) -> tuple[PeerId, ...]:
         """Others who hold the job's data: everyone who has begun with it."""

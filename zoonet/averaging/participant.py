@@ -55,7 +55,7 @@ APPLICATION_S = 60.0
 VOTE_TIMEOUT_S = 10.0
 NUM_POLLED = 4
 AVOID_S = 3.0  # a founder that cannot be reached is passed over for this long
-FOUNDING_S = 8.0  # without a plan for this long, a founder looks again who is there
+FOUNDING_S = 2.0  # without a plan for this long, a founder looks again who is there
 
 log = logging.getLogger(__name__)
 
