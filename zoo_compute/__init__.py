@@ -1,4 +1,34 @@
-"""The name that the network was announced under: `from zoo_compute import Client`."""
+"""zoo_compute: the name under which the interface was announced. Everything is zoonet's."""
 
-from zoonet import *  # noqa: F403
-from zoonet import __all__, __version__  # noqa: F401
+from zoonet import __version__
+from zoonet.client import Client, Contribution, EntryConfig, Job, JobOutput, Network
+from zoonet.config import (
+    CheckpointConfig,
+    ComputeJob,
+    DataConfig,
+    ModelConfig,
+    PeersConfig,
+    TrainingConfig,
+    VerificationConfig,
+)
+from zoonet.errors import ZoonetError
+from zoonet.jobs import JobView
+
+__all__ = [
+    "CheckpointConfig",
+    "Client",
+    "ComputeJob",
+    "Contribution",
+    "DataConfig",
+    "EntryConfig",
+    "Job",
+    "JobOutput",
+    "JobView",
+    "ModelConfig",
+    "Network",
+    "PeersConfig",
+    "TrainingConfig",
+    "VerificationConfig",
+    "ZoonetError",
+    "__version__",
+]

@@ -24,7 +24,7 @@ class LiveView:
         self._title = title
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._num_events_shown = 0
-        self._shown: tuple[int, tuple[tuple[int, float], ...]] = (0, ())
+        self._num_rounds_shown = 0
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -42,7 +42,7 @@ class LiveView:
 
     def say(self, line: str) -> None:
         """Print a line above the view."""
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, view: SwarmView) -> None:
         """Draw the view as it is now."""
@@ -57,6 +57,6 @@ class LiveView:
         for event in view.events[-num_new:] if num_new else ():
             self.say(event_line(event))
         self._num_events_shown = view.num_events
-        if (view.num_rounds, view.losses[-1:]) != self._shown:
-            self._shown = (view.num_rounds, view.losses[-1:])
+        if view.num_rounds != self._num_rounds_shown:
+            self._num_rounds_shown = view.num_rounds
             self.say(headline(view))
