@@ -30,6 +30,7 @@ from zoonet.crypto import PeerId, short
 from zoonet.errors import ConfigError, ShardUnavailable, TransportError
 from zoonet.records import JobRecord, JobResult, Progress, Signed, job_topic, sign
 from zoonet.training.buffers import SharedBuffers
+from zoonet.training.export import to_safetensors
 from zoonet.training.handle import Trainer
 from zoonet.training.messages import Start, StepDone
 from zoonet.training.replica import Evaluation, ReplicaEvents, TrainingReplica
@@ -272,9 +273,7 @@ class JobRun:
         assert self._participant is not None
         chain = self._participant.chain
         evaluation = await replica.evaluate(len(chain))
-        from zoonet.training.export import to_safetensors  # imports torch
-
-        model = to_safetensors(prepared.model, replica.theta_P)
+        model = to_safetensors(replica.layout, replica.theta_P)
         links = msgspec.msgpack.encode(chain.certificates)
         model_cid = await self._keep(f"model/{self._job_id}", model)
         chain_cid = await self._keep(f"chain/{self._job_id}", links)

@@ -46,7 +46,7 @@ def public_key_of(peer_id: str) -> bytes:
     prefix = _IDENTITY_MULTIHASH + _PUBLIC_PROTOBUF
     if len(raw) != len(prefix) + PUBLIC_KEY_BYTES or not raw.startswith(prefix):
         raise ValueError(f"{peer_id!r} is not a peer id of a secp256k1 key")
-    return raw[len(prefix) :]
+    return bytes(raw[len(prefix) :])
 
 
 def short(peer_id: str) -> str:

@@ -20,6 +20,7 @@ from zoonet.blocks import read_bytes
 from zoonet.config.prepared import num_slots
 from zoonet.testing import run
 from zoonet.training.export import from_safetensors
+from zoonet.training.models import layout_of
 
 
 def test_strangers_train_a_submitted_job_and_hand_back_the_model(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_strangers_train_a_submitted_job_and_hand_back_the_model(tmp_path: Path)
         assert view.result is not None and len(view.result.holders) == 3
         await submitter.exchange.fetch_file(view.result.model_cid, view.result.holders)
         raw = read_bytes(submitter.exchange.store, view.result.model_cid)
-        theta_P = from_safetensors(prepared.model, raw)
+        theta_P = from_safetensors(layout_of(prepared.model), raw)
         assert theta_P.size == prepared.num_parameters
         links = await certificates_of(submitter, view)
         slots = sorted(

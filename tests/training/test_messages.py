@@ -19,7 +19,7 @@ COMMANDS = (
     messages.Sample(prompt="é", num_tokens=5, temperature=0.5, seed=2),
 )
 EVENTS = (
-    messages.Ready(device="cuda:1", num_parameters=804_096),
+    messages.Ready(device="cuda:1", num_parameters=6, layout=(("head", (2, 3)),)),
     messages.StepDone(steps=3, of=25, loss=4.17, tokens_per_s=9000.0),
     messages.Trained(round=7, slots=((0, 25),), loss=1.5, tokens=4800, seconds=0.7),
     messages.Evaluated(loss=1.9, tokens=111_488),

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoonet.training.outer import outer_step, weighted_mean
+from zoonet.exact import weighted_mean
+from zoonet.training.outer import outer_step
 
 
 def test_the_outer_step_is_the_nesterov_step_of_torch(rng: np.random.Generator) -> None:

@@ -1,6 +1,6 @@
 """Rounds: agreement on who averages what, and the all-reduce that does it."""
 
-from zoonet.averaging.butterfly import Averager, Butterfly, Vector, weighted_mean
+from zoonet.averaging.butterfly import Averager, Butterfly
 from zoonet.averaging.chain import Chain, Credit, coordinators, credits, genesis
 from zoonet.averaging.conductor import Patience
 from zoonet.averaging.config import RoundsConfig
@@ -23,10 +23,8 @@ __all__ = [
     "Round",
     "RoundResult",
     "RoundsConfig",
-    "Vector",
     "coordinators",
     "credits",
     "genesis",
     "root_of",
-    "weighted_mean",
 ]

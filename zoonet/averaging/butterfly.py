@@ -4,6 +4,8 @@ The vector is cut into one slice for each contributor of an attempt. Every contr
 i to the i-th contributor, which averages the parts in the order of peer ids and serves the mean's
 bytes, unchanged, to everybody who asks: replicas are bit-identical. If one part is missing the
 whole attempt fails by name, and the coordinator starts another without who is missing.
+
+P = flat parameters, N = one slice of them
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from msgspec import Struct, msgpack
 
 from zoonet.averaging.messages import Attempt, Peers
@@ -26,13 +27,11 @@ from zoonet.errors import (
     RoundFailed,
     TransportError,
 )
+from zoonet.exact import Vector, weighted_mean
 from zoonet.ranges import count
 from zoonet.records.kinds import Digest
 from zoonet.transport import Stream, Transport, receive_request, send_reply
 from zoonet.transport.calls import parse_reply
-
-# P = flat parameters, N = one slice of them
-Vector = npt.NDArray[np.float32]
 
 FRAME_BYTES: Final = 512 * 1024
 INLINE_BYTES: Final = 1024 * 1024  # arithmetic on less than this stays on the event loop
@@ -86,20 +85,6 @@ def slice_bounds(num_parameters: int, num_slices: int) -> list[tuple[int, int]]:
         bounds.append((start, stop))
         start = stop
     return bounds
-
-
-def weighted_mean(parts_KN: Sequence[Vector], weights: Sequence[int]) -> Vector:
-    """Mean (N,) of the parts in the given order: separate multiplies and adds in fp32.
-
-    The same bytes give the same bits on every CPU: numpy's multiply and add do not fuse.
-    """
-    total = sum(weights)
-    mean_N = np.multiply(parts_KN[0], np.float32(weights[0] / total))
-    scaled_N = np.empty_like(mean_N)
-    for part_N, weight in zip(parts_KN[1:], weights[1:], strict=True):
-        np.multiply(part_N, np.float32(weight / total), out=scaled_N)
-        np.add(mean_N, scaled_N, out=mean_N)
-    return mean_N
 
 
 async def _compute(num_bytes: int, function: Callable[[], Vector]) -> Vector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from zoonet.averaging.butterfly import Vector
+from zoonet.exact import Vector
 from zoonet.ranges import Ranges
 
 STATE_CHUNK_BYTES = 1024 * 1024
@@ -42,7 +42,8 @@ class Replica(Protocol):
 
         `num_done` slots are certified, `num_planned` are leased to all members of this round:
         together they give the position on the learning-rate schedule. Raises WorkLost where the
-        local work is gone, TrainingError where the job cannot go on here. Do not cancel it: call `stop` and wait.
+        local work is gone, TrainingError where the job cannot go on here. Do not cancel it: call
+        `stop` and wait.
         """
         ...
 

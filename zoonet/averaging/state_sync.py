@@ -44,7 +44,7 @@ def root_of(digests: Sequence[bytes]) -> bytes:
 
 
 def num_chunks(num_parameters: int) -> int:
-    """Chunks of a state: those of the parameters, then those of the momentum, each P fp32 values."""
+    """Chunks of a state: those of the parameters, then those of the momentum."""
     return 2 * -(-4 * num_parameters // STATE_CHUNK_BYTES)
 
 

@@ -6,7 +6,7 @@ Nothing here imports torch until `models`, `session` or `inline` is imported: a 
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import Trainer, TrainerProcess
 from zoonet.training.order import SampleOrder
-from zoonet.training.outer import outer_step, weighted_mean
+from zoonet.training.outer import outer_step
 from zoonet.training.state import chunk_digests, state_digest
 
 __all__ = [
@@ -17,5 +17,4 @@ __all__ = [
     "chunk_digests",
     "outer_step",
     "state_digest",
-    "weighted_mean",
 ]

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zoonet.training.outer import outer_step, weighted_mean
+from zoonet.exact import weighted_mean
+from zoonet.training.outer import outer_step
 from zoonet.training.state import state_digest
 
 _NUM_PARAMETERS = 300_001  # not a multiple of any vector width

@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 import zoonet
 from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
 from zoonet.training.buffers import SharedBuffers
+from zoonet.training.export import Layout
 from zoonet.training.messages import (
     HEADER_BYTES,
     Answer,
@@ -60,6 +61,11 @@ class Trainer(Protocol):
     @property
     def device(self) -> str: ...
 
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the tensors within the flat vector, in order."""
+        ...
+
     async def train(self, command: Train, on_step: OnStep | None = None) -> Trained:
         """Train the slots from `local_P`; leaves theta_local there and the inner state."""
         ...
@@ -94,6 +100,7 @@ class TrainerProcess:
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._stderr_task = asyncio.create_task(self._keep_stderr())
         self.device = ""
+        self.layout: Layout = ()
 
     @classmethod
     @asynccontextmanager
@@ -109,6 +116,7 @@ class TrainerProcess:
         try:
             ready = await trainer._request(start, Ready)
             trainer.device = ready.device
+            trainer.layout = ready.layout
             logger.info("trainer ready pid=%s device=%s", trainer.pid, ready.device)
             yield trainer
         finally:

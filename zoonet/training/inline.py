@@ -26,6 +26,7 @@ class InlineTrainer:
         self._lock = asyncio.Lock()
         self._is_stopped = False
         self.device = str(session.device)
+        self.layout = session.layout
 
     @classmethod
     @asynccontextmanager

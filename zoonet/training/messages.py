@@ -73,6 +73,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 
     device: str
     num_parameters: int
+    layout: tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes within the flat vector
 
 
 class StepDone(Message, frozen=True, kw_only=True, tag="step"):

@@ -25,11 +25,13 @@ from zoonet.errors import (
     TrainingError,
     WorkLost,
 )
+from zoonet.exact import Vector
 from zoonet.ranges import Ranges, count
 from zoonet.training.buffers import SharedBuffers
+from zoonet.training.export import Layout
 from zoonet.training.handle import Trainer
 from zoonet.training.messages import StepDone, Train
-from zoonet.training.outer import Vector, outer_step
+from zoonet.training.outer import outer_step
 from zoonet.training.state import chunk, chunk_digest, chunk_digests, num_chunks, root_digest
 
 OpenTrainer = Callable[[], AbstractAsyncContextManager[Trainer]]
@@ -121,6 +123,12 @@ class TrainingReplica:
 
     async def _start_trainer(self) -> None:
         self._trainer = await self._stack.enter_async_context(self._open_trainer())
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the tensors within the outer parameters, in order."""
+        assert self._trainer is not None
+        return self._trainer.layout
 
     @property
     def theta_P(self) -> Vector:

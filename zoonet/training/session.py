@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from zoonet import config
 from zoonet.errors import ConfigError, NonFiniteLoss, TrainingError
 from zoonet.ranges import Ranges
+from zoonet.training.export import Layout
 from zoonet.training.generate import generate
 from zoonet.training.gradient import BatchGradient, autocast, memory_error
 from zoonet.training.inner import InnerOptimizer, learning_rate
@@ -61,6 +62,11 @@ class TrainingSession:
     def num_parameters(self) -> int:
         """P."""
         return self._flat.theta_P.numel()
+
+    @property
+    def layout(self) -> Layout:
+        """Names and shapes of the tensors within the flat vector, in order."""
+        return tuple((name, tuple(shape)) for name, (_, shape) in self._flat.spans.items())
 
     @property
     def tokens_per_step(self) -> int:

@@ -161,7 +161,10 @@ def run(pipe_fd: int, memory_fd: int) -> None:
         session = TrainingSession(start)
     num_parameters = config.decode(start.prepared).num_parameters
     with session, SharedBuffers.attach(memory_fd, num_parameters) as buffers:
-        channel.send(Ready(device=str(session.device), num_parameters=num_parameters))
+        ready = Ready(
+            device=str(session.device), num_parameters=num_parameters, layout=session.layout
+        )
+        channel.send(ready)
         Trainer(channel, buffers, session).serve()
 
 

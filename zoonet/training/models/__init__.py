@@ -6,6 +6,7 @@ from zoonet.training.models.build import (
     flatten,
     hidden_matrices,
     initial_parameters,
+    layout_of,
     unflatten_,
 )
 from zoonet.training.models.flat import FlatModel
@@ -17,5 +18,6 @@ __all__ = [
     "flatten",
     "hidden_matrices",
     "initial_parameters",
+    "layout_of",
     "unflatten_",
 ]

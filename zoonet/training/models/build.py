@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zoonet.config import ModelSpec
+from zoonet.training.export import Layout
 from zoonet.training.models.base import TrainableModel
 from zoonet.training.models.embedding import TextEncoder
 from zoonet.training.models.gpt import GPT
@@ -33,6 +34,12 @@ def build_model(spec: ModelSpec, *, device: torch.device | str = "cpu") -> Train
 def count_parameters(spec: ModelSpec) -> int:
     """Number of parameters P, found without allocating them. Raises ConfigError."""
     return sum(parameter.numel() for parameter in build_model(spec, device="meta").parameters())
+
+
+def layout_of(spec: ModelSpec) -> Layout:
+    """Names and shapes of the tensors within the flat vector, found without allocating them."""
+    named = build_model(spec, device="meta").named_parameters()
+    return tuple((name, tuple(parameter.shape)) for name, parameter in named)
 
 
 def initial_parameters(spec: ModelSpec, *, seed: int) -> NDArray[np.float32]:
