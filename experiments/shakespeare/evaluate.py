@@ -21,8 +21,8 @@ WINDOWS_PER_BATCH = 64
 
 
 @torch.no_grad()
-def held_out_loss(folder: Path, text: str) -> tuple[float, int]:
-    """Return (mean nats a token, number of tokens) of a fetched model on the last 10 % of a text.
+def held_out_loss(folder: Path, text_path: Path) -> tuple[float, int]:
+    """Return (mean nats a token, number of tokens) of a fetched model on the last 10 % of a file.
 
     Reads the files that `zoonet result` wrote. Independent of what the swarm says of itself.
     """
@@ -31,6 +31,7 @@ def held_out_loss(folder: Path, text: str) -> tuple[float, int]:
     raw = (folder / "model.safetensors").read_bytes()
     unflatten_(from_safetensors(layout_of(spec), raw), model)
     model.eval()
+    text = text_path.read_text()
     tokenizer = load_tokenizer((folder / "tokenizer.json").read_bytes())
     ids = tokenizer.encode(text[int(len(text) * 0.9) :]).astype(np.int64)
     num_windows = (len(ids) - 1) // spec.context
