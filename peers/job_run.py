@@ -58,6 +58,7 @@ class RunConfig:
     data_dir: Path  # token files of the job lie here while it runs
     device: str = "auto"
     num_threads: int = 1
+    gpu_share: float = 1.0  # of the GPU's memory
 
 
 class JobRun:
@@ -183,6 +184,7 @@ class JobRun:
             tokenizer_path=await self._file(prepared.tokenizer_cid, "tokenizer.json"),
             device=self._config.device,
             num_threads=self._config.num_threads,
+            gpu_share=self._config.gpu_share,
         )
         events = ReplicaEvents(self._on_step, self._on_trained, self._on_evaluated)
         with SharedBuffers.create(prepared.num_parameters) as buffers:

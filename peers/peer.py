@@ -167,6 +167,7 @@ class PeerRole:
                 data_dir=self._home.path / "jobs",
                 device=self._options.device,
                 num_threads=self._options.threads,
+                gpu_share=self._options.policy.gpu_share,
             ),
             open_trainer=_open_trainer,
             on_job=self._on_job,

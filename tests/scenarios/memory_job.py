@@ -85,15 +85,17 @@ class Story:
             await self.kill(name)
 
 
-def prepare(node: Node, *, tokens: int = 3840, min_peers: int = 3, **training: object) -> PreparedJob:
-    """A tiny character GPT, its data and parameters stored with the node."""
+def prepare(
+    node: Node, *, tokens: int = 3840, min_peers: int = 3, kind: str = "gpt", **training: object
+) -> PreparedJob:
+    """A tiny character model, its data and parameters stored with the node."""
     store = node.exchange.store
     text = TEXT * 40
     tokenizer = make_tokenizer("char", text)
     ids = tokenizer.encode(text).astype(np.uint8)
     cut = len(ids) * 9 // 10
     model = ModelSpec(
-        kind="gpt", num_layers=1, num_heads=2, width=16, context=16, dropout=0.0,
+        kind=kind, num_layers=1, num_heads=2, width=16, context=16, dropout=0.0,
         vocab_size=tokenizer.vocab_size, hf_config={}, embedding_dim=16,
     )
     theta_P = initial_parameters(model, seed=1)

@@ -112,3 +112,41 @@ def test_a_job_that_does_not_fit_is_not_taken(tmp_path: Path, policy: dict[str, 
         await story.close()
 
     run(main())
+
+
+def test_an_embedding_model_is_trained_the_same_way(tmp_path: Path) -> None:
+    async def main() -> None:
+        story = Story(tmp_path)
+        for name in ("ada", "bob"):
+            await story.add(name)
+        submitter = await story.node("sue")
+        prepared = prepare(submitter, tokens=7680, min_peers=2, kind="embedding", task="embedding")
+        job_id = await submit(submitter, prepared)
+        view = await until_final(submitter, job_id)
+        losses = dict(view.eval_losses)
+        assert view.phase == "finished"
+        assert losses[max(losses)] < losses[min(losses)]
+        await story.close()
+
+    run(main())
+
+
+def test_data_that_vanished_is_named_and_given_up_after_a_while(tmp_path: Path) -> None:
+    async def main() -> None:
+        story = Story(tmp_path)
+        submitter = await story.node("sue")
+        prepared = prepare(submitter, min_peers=1)
+        job_id = await submit(submitter, prepared)
+        await story.memory.kill(submitter.peer_id)
+        await story.add("ada")
+        onlooker = await story.node("joe")
+        await asyncio.sleep(30.0)
+        view = await onlooker.catalog.view(job_id)
+        assert view.phase == "training"
+        assert "waiting for the job's data" in view.peers[0].note
+        await asyncio.sleep(150.0)
+        view = await onlooker.catalog.view(job_id)
+        assert view.peers[0].phase == "failed"
+        await story.close()
+
+    run(main())

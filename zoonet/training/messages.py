@@ -7,9 +7,10 @@ do not travel here, they lie in `SharedBuffers`.
 from __future__ import annotations
 
 import struct
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import Meta
 
 from zoonet.ranges import Ranges
 
@@ -32,6 +33,7 @@ class Start(Message, frozen=True, kw_only=True, tag="start"):
     tokenizer_path: str
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     num_threads: int = 1  # of CPU arithmetic
+    gpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0  # of the GPU's memory
 
 
 class Train(Message, frozen=True, kw_only=True, tag="train"):

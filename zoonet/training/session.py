@@ -42,6 +42,8 @@ class TrainingSession:
         self.spec = prepared.training
         self.model_spec = prepared.model
         self.device = pick_device(start.device)
+        if self.device.type == "cuda":
+            torch.cuda.set_per_process_memory_fraction(start.gpu_share, self.device)
         self._tokenizer_path = Path(start.tokenizer_path)
         context, vocab_size = prepared.model.context, prepared.model.vocab_size
         token_bytes = prepared.data.token_bytes
