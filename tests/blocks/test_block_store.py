@@ -130,9 +130,7 @@ def test_a_restart_finds_whole_blocks_and_sweeps_partial_ones(tmp_path: Path) ->
     assert not partial.exists()
 
 
-def test_a_disk_that_fails_in_the_middle_leaves_no_trace(
-    tmp_path: Path, small_files: None
-) -> None:
+def test_a_disk_that_fails_in_the_middle_leaves_no_trace(tmp_path: Path, small_files: None) -> None:
     store = BlockStore(tmp_path)
     with pytest.raises(StorageError, match="cannot store a block at"):
         store.put(os.urandom(100_000))

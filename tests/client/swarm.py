@@ -25,6 +25,7 @@ from zoonet.records import (
 )
 from zoonet.testing import MemorySwarm
 from zoonet.training.export import to_safetensors
+from zoonet.training.models import layout_of
 from zoonet.transport import Transport
 
 ALICE, BOB, CAROL, DAVE = (Identity(bytes([number]) * 32) for number in range(11, 15))
@@ -113,7 +114,7 @@ class FakeWorker:
 
     def model(self, prepared: PreparedJob) -> bytes:
         theta_P = np.frombuffer(read_bytes(self.store, prepared.parameters_cid), "<f4")
-        return to_safetensors(prepared.model, theta_P + np.float32(0.5))
+        return to_safetensors(layout_of(prepared.model), theta_P + np.float32(0.5))
 
     async def publish(
         self, job_id: str, prepared: PreparedJob, model: bytes, chain: bytes

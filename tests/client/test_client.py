@@ -100,7 +100,8 @@ async def test_progress_may_be_left_early(tmp_path: Path) -> None:
 def test_two_jobs_of_a_client_share_one_network(tmp_path: Path) -> None:
     town = Town(is_lazy=True)
     with Client(ALICE.api_key, connect=town.connect) as client:
-        first, second = client.train(tiny_job(tmp_path)), client.train(tiny_job(tmp_path))
+        job = tiny_job(tmp_path)
+        first, second = client.train(job), client.train(job)
         assert first.job_id != second.job_id
     assert len(town.identities) == 1
 
@@ -116,10 +117,10 @@ def test_a_network_that_cannot_be_entered_says_so_and_is_tried_again(tmp_path: P
         return await town.connect(identity)
 
     with Client(ALICE.api_key, connect=flaky) as client:
-        job = client.train(tiny_job(tmp_path))
+        job = tiny_job(tmp_path)
         with pytest.raises(PeerUnreachable, match="none of the peers to join answers"):
-            job.wait_sync()
-        assert client.train(tiny_job(tmp_path)).wait_sync().phase == "finished"
+            client.train(job).wait_sync()
+        assert client.train(job).wait_sync().phase == "finished"
 
 
 def test_a_wrong_job_is_refused_where_it_is_submitted(tmp_path: Path) -> None:

@@ -81,9 +81,7 @@ def put_file(
         raise storage_error("read", path, error) from error
 
 
-def _put(
-    store: Blocks, pieces: Iterator[bytes], size: int, block_bytes: int, owner: str
-) -> str:
+def _put(store: Blocks, pieces: Iterator[bytes], size: int, block_bytes: int, owner: str) -> str:
     if size > MAX_BLOCKS * block_bytes:
         raise ValueError(f"{size} bytes in blocks of {block_bytes}: more than {MAX_BLOCKS} blocks")
 

@@ -8,12 +8,12 @@ import logging
 import os
 import tempfile
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from zoonet.blocks.cid import check, cid_of, is_cid
+from zoonet.blocks.ledger import Ledger
 from zoonet.errors import DigestMismatch, ShardUnavailable, StorageError
 from zoonet.transport import MAX_FRAME_BYTES
 
@@ -82,53 +82,6 @@ async def call_store(
     return function(*args, **kwargs)
 
 
-class Ledger:
-    """Which blocks are here, how large, how recently used, and pinned by whom. Pure."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.size_bytes = 0
-        self.sizes: OrderedDict[str, int] = OrderedDict()  # least recently used first
-        self._pins: dict[str, set[str]] = {}
-
-    def add(self, cid: str, num_bytes: int) -> None:
-        self.remove(cid)
-        self.sizes[cid] = num_bytes
-        self.size_bytes += num_bytes
-
-    def remove(self, cid: str) -> None:
-        self.size_bytes -= self.sizes.pop(cid, 0)
-
-    def touch(self, cid: str) -> None:
-        self.sizes.move_to_end(cid)
-
-    def pin(self, owner: str, cids: Iterable[str]) -> None:
-        self._pins.setdefault(owner, set()).update(cids)
-
-    def unpin(self, owner: str) -> None:
-        self._pins.pop(owner, None)
-
-    def victims(self, num_bytes: int) -> list[str]:
-        """Blocks to evict so that `num_bytes` more fit. Raises StorageError: too much is pinned."""
-        excess = self.size_bytes + num_bytes - self.max_bytes
-        if excess <= 0:
-            return []
-        pinned = set().union(*self._pins.values())
-        chosen = []
-        for cid, size in self.sizes.items():
-            if excess <= 0:
-                break
-            if cid not in pinned:
-                chosen.append(cid)
-                excess -= size
-        if excess > 0:
-            raise StorageError(
-                f"the block store is full: {self.size_bytes:,} of {self.max_bytes:,} bytes are "
-                "used, most by jobs that still run; raise its limit or leave a job"
-            )
-        return chosen
-
-
 class MemoryBlockStore:
     """Blocks in memory: for tests, and for peers without a disk."""
 
@@ -148,10 +101,11 @@ class MemoryBlockStore:
         cid = cid_of(block)
         with self._lock:
             if cid not in self._blocks:
-                for victim in self._ledger.victims(len(block)):
+                for victim in self._ledger.reserve(len(block)):
                     self.delete(victim)
                 self._blocks[cid] = bytes(block)
                 self._ledger.add(cid, len(block))
+                self._ledger.release(len(block))
             self._ledger.touch(cid)
         return cid
 
@@ -224,16 +178,17 @@ class BlockStore:
             if self.has(cid):
                 self._ledger.touch(cid)
                 return cid
-            for victim in self._ledger.victims(len(block)):
+            for victim in self._ledger.reserve(len(block)):
                 self.delete(victim)
-            # Room is booked before the write, so that parallel puts cannot overbook it.
-            self._ledger.add(cid, len(block))
         try:
             write_durably(self._path(cid), block)
-        except OSError as error:
             with self._lock:
-                self._ledger.remove(cid)
+                self._ledger.add(cid, len(block))
+        except OSError as error:
             raise storage_error("store a block", self.root, error) from error
+        finally:
+            with self._lock:
+                self._ledger.release(len(block))
         return cid
 
     def get(self, cid: str) -> bytes:

@@ -101,9 +101,7 @@ async def entered(
 async def _meet_neighbours(
     host: Host, bootstrap: tuple[str, ...], config: EntryConfig, clock: Clock
 ) -> None:
-    async with Lan.open(
-        host.peer_id, LanConfig(is_enabled=config.is_lan_enabled), clock
-    ) as lan:
+    async with Lan.open(host.peer_id, LanConfig(is_enabled=config.is_lan_enabled), clock) as lan:
         found = await lan.search(LAN_SEARCH_S) if config.is_lan_enabled else []
     addresses = [address for record in found for address in record.body.addresses]
     if addresses and await host.connect(addresses):

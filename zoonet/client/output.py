@@ -20,6 +20,7 @@ from zoonet.config.prepared import MAX_SPEC_BYTES
 from zoonet.crypto import PeerId
 from zoonet.errors import ProtocolViolation
 from zoonet.jobs import JobView, ResultView
+from zoonet.training.export import from_safetensors
 
 MAX_CHAIN_BYTES: Final = 1 << 30
 MAX_TOKENIZER_BYTES: Final = 64 << 20
@@ -135,10 +136,11 @@ class ResultFetcher:
         )
 
     def _check_model(self, prepared: PreparedJob, result: ResultView) -> None:
-        from zoonet.training.export import from_safetensors  # imports torch
+        from zoonet.training.models import layout_of  # imports torch
 
+        layout = layout_of(prepared.model)
         try:
-            theta_P = from_safetensors(prepared.model, read_bytes(self._store, result.model_cid))
+            theta_P = from_safetensors(layout, read_bytes(self._store, result.model_cid))
         except ValueError as error:
             raise ProtocolViolation("", f"the model is not the job's: {error}") from error
         if not np.isfinite(theta_P).all():

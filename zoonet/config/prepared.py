@@ -149,9 +149,7 @@ def check_hf_config(config: dict[str, Any]) -> None:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.hf_config is not JSON: {error}") from error
     if num_bytes > MAX_HF_CONFIG_BYTES:
-        raise ConfigError(
-            f"model.hf_config has {num_bytes} bytes, at most {MAX_HF_CONFIG_BYTES}"
-        )
+        raise ConfigError(f"model.hf_config has {num_bytes} bytes, at most {MAX_HF_CONFIG_BYTES}")
     if config and not isinstance(config.get("model_type"), str):
         raise ConfigError('model.hf_config names no model_type, such as "gpt2"')
 
