@@ -51,6 +51,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
     (ModelConfig, {"kind": "transformers"}, "model.hf_config is {}, expected a config.json's"),
     (ModelConfig, {"hf_config": "c.json"}, "model.hf_config is 'c.json', expected none for a"),
     (DataConfig, {"text": ""}, "data.text is '', expected a path or stdlib"),
+    (DataConfig, {"text": "a", "dataset": "b"}, "data.text is 'a', expected nothing beside data.d"),
     (DataConfig, {"heldout_fraction": 0}, "data.heldout_fraction is 0"),
     (TrainingConfig, {"tokens": True}, "training.tokens is True, expected a whole number"),
     (TrainingConfig, {"tokens": 5, "inner_lr": float("nan")}, "training.inner_lr is nan"),

@@ -156,6 +156,7 @@ def fold(
     earlier_losses: Losses = (),
 ) -> JobView:
     """Fold the records of one job. `earlier_losses` are kept where nothing newer replaces them."""
+    progress = sorted(progress, key=lambda record: record.author)
     ranked = rank(results)
     state = JobState()
     for event in _events(job, progress, ranked[0] if ranked else None, now):
@@ -177,7 +178,7 @@ def fold(
         budget_max=spec.budget_max,
         submitted_at=spec.submitted_at,
         expires_at=job.expires_at,
-        peers=tuple(_peer_view(record) for record in sorted(progress, key=lambda r: r.author)),
+        peers=tuple(_peer_view(record) for record in progress),
         eval_losses=_losses(earlier_losses, progress, results),
         results=ranked,
         note=state.note or _trouble(state, spec, progress),
@@ -218,6 +219,8 @@ def _given_up(progress: Sequence[Signed[Progress]]) -> list[str]:
 
 def _trouble(state: JobState, spec: JobRecord, progress: Sequence[Signed[Progress]]) -> str:
     """Why it does not go on, where it does not."""
+    if state.is_final:
+        return ""
     if state.phase == "open":
         return "no peer has taken it yet; start one with: zoonet peer"
     num_working = len(progress) - len(_given_up(progress))
