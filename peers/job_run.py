@@ -37,6 +37,7 @@ from zoonet.training.replica import Evaluation, ReplicaEvents, TrainingReplica
 
 RESULT_LIFETIME_S: Final = 7 * 24 * 3600.0
 FETCH_PATIENCE_S: Final = 120.0  # how long the job's data may be nowhere to be had
+REFRESH_INTERVAL_S: Final = 120.0
 SPEC_BYTES: Final = 256 * 1024
 
 OpenTrainer = Callable[[Start, SharedBuffers], AbstractAsyncContextManager[Trainer]]
@@ -87,16 +88,26 @@ class JobRun:
         """
         async with asyncio.TaskGroup() as tasks:
             reporting = tasks.create_task(self._reporter.run())
+            refreshing = tasks.create_task(self._keep_findable())
             working = tasks.create_task(self._work(check))
             cancelled = tasks.create_task(self._cancelled.wait())
             await asyncio.wait({working, cancelled}, return_when=asyncio.FIRST_COMPLETED)
             was_cancelled = not working.done()
-            for task in (reporting, working, cancelled):
+            for task in (reporting, refreshing, working, cancelled):
                 task.cancel()
         if was_cancelled:
             self.status.note = "cancelled by its submitter"
             await self._reporter.say_now("finished")
             raise JobCancelled(f"job {self._job_id} was cancelled by its submitter")
+
+    async def _keep_findable(self) -> None:
+        """Publish the job's record again and again: its submitter may have left."""
+        while True:
+            await asyncio.sleep(REFRESH_INTERVAL_S)
+            try:
+                await self._node.catalog.refresh([self._job_id])
+            except TransportError as error:
+                log.info("job record not refreshed: %s", error)
 
     async def give_up(self, reason: str) -> None:
         """Tell the others that this peer cannot go on, and why."""

@@ -35,7 +35,8 @@ class RecordDHT:
         self._protocol: ZoonetDHT = node.protocol
         self._gate = gate
         self.shelf = shelf
-        self._own: dict[str, tuple[Signed[Any], float]] = {}
+        # By key and author: a participant also keeps a submitter's records alive.
+        self._own: dict[tuple[str, PeerId], tuple[Signed[Any], float]] = {}
 
     @classmethod
     async def start(cls, p2p: P2P, gate: Gate, *, is_client: bool) -> Self:
@@ -91,13 +92,14 @@ class RecordDHT:
         Raises PeerUnreachable where nobody keeps it. Safe to cancel.
         """
         now = self._gate.now()
-        known = self._own.get(record.key)
+        slot = (record.key, record.author)
+        known = self._own.get(slot)
         if known is not None and known[0].sequence > record.sequence:
             log.warning("not published, a newer one stands: key=%s", record.key)
             return
-        self._own[record.key] = (record, now)
+        self._own[slot] = (record, now)
         if len(self._own) > MAX_OWN_RECORDS:
-            self._own.pop(min(self._own, key=lambda key: self._own[key][0].expires_at))
+            self._own.pop(min(self._own, key=lambda slot: self._own[slot][0].expires_at))
         num_reached, num_kept = await self._store(record)
         log.debug("published key=%s kept=%d reached=%d", record.key, num_kept, num_reached)
         if num_reached == 0:
@@ -128,11 +130,11 @@ class RecordDHT:
     async def republish(self) -> None:
         """Store again what we published, since those who kept it come and go."""
         now = self._gate.now()
-        for key, (record, stored_at) in list(self._own.items()):
+        for slot, (record, stored_at) in list(self._own.items()):
             if record.expires_at <= now:
-                del self._own[key]
+                del self._own[slot]
             elif stored_at + REPUBLISH_S <= now:
-                self._own[key] = (record, now)
+                self._own[slot] = (record, now)
                 await self._store(record)
 
     async def fetch(self, key: str, body_type: type[B]) -> list[Signed[B]]:
@@ -140,8 +142,7 @@ class RecordDHT:
         key_id = key_id_of(key)
         newest: dict[PeerId, Signed[Any]] = {}
         self._merge(newest, self.shelf.get(key_id.to_bytes()))
-        if key in self._own:
-            self._merge(newest, [self._own[key][0]])
+        self._merge(newest, [own for own, _ in self._own.values() if own.key == key])
         await self._search(key_id, newest)
         now = self._gate.now()
         return [
