@@ -19,7 +19,7 @@ from zoonet.net import Host, HostConfig
 from zoonet.net.decoder import encode
 from zoonet.net.protocol import key_id_of
 from zoonet.net.substrate import PeerID, dht_pb2
-from zoonet.records import RecordStore, Signed
+from zoonet.records import RecordStore
 from zoonet.testing import MemorySwarm, run
 from zoonet.transport import Stream, Transport
 
@@ -172,7 +172,7 @@ class DaemonNetwork:
 
     async def listeners(self, peer: Peer, topic: str, num: int) -> None:
         host = self.hosts[peer.peer_id]
-        while len(await host.records.listeners(topic)) < num:  # noqa: ASYNC110
+        while len(await host.records.listeners(topic)) < num:
             await asyncio.sleep(0.02)  # the daemon knows, and tells only when asked
 
 
@@ -192,12 +192,3 @@ async def store_raw(
     stub = protocol.get_stub(PeerID.from_base58(victim))
     response = await stub.rpc_store(request, timeout=10)
     return list(response.store_ok)
-
-
-async def gather_announcements(peer: Peer, topic: str, num: int) -> list[Signed[Any]]:
-    """The next `num` records on a topic."""
-    found: list[Signed[Any]] = []
-    async with peer.records.listen(topic) as announcements:
-        while len(found) < num:
-            found.append(await anext(announcements))
-    return found

@@ -226,7 +226,7 @@ def test_a_sender_waits_for_a_slow_receiver(network: Network) -> None:
 
         async def read_late(stream: Stream) -> None:
             await may_read.wait()
-            for _ in range(30):
+            for _ in range(80):
                 await stream.receive()
             await stream.send(b"all read")
 
@@ -234,12 +234,12 @@ def test_a_sender_waits_for_a_slow_receiver(network: Network) -> None:
         stream = await left.open(right, "slow")
 
         async def send_all() -> None:
-            for _ in range(30):
-                await stream.send(bytes(MAX_FRAME_BYTES))
+            for _ in range(80):
+                await stream.send(bytes(1024 * 1024))
 
         sending = asyncio.create_task(send_all())
         done, _pending = await asyncio.wait([sending], timeout=1)
-        assert not done, "120 MiB went somewhere while nobody read"
+        assert not done, "80 MiB went somewhere while nobody read"
         may_read.set()
         await sending
         assert await stream.receive() == b"all read"
