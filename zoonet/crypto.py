@@ -157,7 +157,8 @@ class Identity:
             password = passphrase.encode() if passphrase else None
             key = serialization.load_pem_private_key(pem, password)
         except TypeError as error:
-            raise KeyFileError(f"the key file {path} needs a passphrase") from error
+            wrong = "is not locked and takes no passphrase" if passphrase else "needs a passphrase"
+            raise KeyFileError(f"the key file {path} {wrong}") from error
         except ValueError as error:
             raise KeyFileError(
                 f"the key file {path} is damaged or the passphrase is wrong"

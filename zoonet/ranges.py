@@ -46,16 +46,20 @@ def union(left: Iterable[Range], right: Iterable[Range]) -> Ranges:
 
 
 def difference(left: Iterable[Range], right: Iterable[Range]) -> Ranges:
-    """Integers in `left` that are not in `right`."""
+    """Integers in `left` that are not in `right`. Takes time in proportion to their lengths."""
     kept: list[Range] = []
     holes = normalise(right)
+    first = 0  # of the holes that do not end before what is looked at
     for start, stop in normalise(left):
-        for hole_start, hole_stop in holes:
-            if hole_stop <= start or hole_start >= stop:
-                continue
+        while first < len(holes) and holes[first][1] <= start:
+            first += 1
+        index = first
+        while index < len(holes) and holes[index][0] < stop:
+            hole_start, hole_stop = holes[index]
             if hole_start > start:
                 kept.append((start, hole_start))
-            start = min(stop, hole_stop)
+            start = max(start, hole_stop)
+            index += 1
         if start < stop:
             kept.append((start, stop))
     return tuple(kept)
