@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from peers.node import Node
-from peers.progress import Reporter, Status
+from peers.progress import MAX_FIGURE, Reporter, Status
 from zoonet.averaging import (
     Butterfly,
     Certificate,
@@ -299,7 +299,7 @@ class JobRun:
             head=chain.head,
             num_rounds=len(chain),
             num_tokens=chain.num_done * self._tokens_per_slot,
-            eval_loss=max(0.0, evaluation.loss),
+            eval_loss=min(max(0.0, evaluation.loss), MAX_FIGURE),
         )
         record = sign(
             self._node.identity, body, sequence=int(now * 1000), expires_at=now + RESULT_LIFETIME_S

@@ -17,6 +17,7 @@ from zoonet.records.kinds import Phase
 LIFETIME_S: Final = 90.0
 PUBLISH_INTERVAL_S: Final = 5.0  # to the record store; live events go out at once
 READ_INTERVAL_S: Final = 5.0
+MAX_FIGURE: Final = 1e15  # more than records may say; a loss gets there on its way to infinity
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +121,9 @@ class Reporter:
             num_tokens=status.num_tokens,
             num_members=status.num_members,
             num_contributors=status.num_contributors,
-            tokens_per_s=status.tokens_per_s,
-            train_loss=status.train_loss,
-            eval_loss=status.eval_loss,
+            tokens_per_s=min(status.tokens_per_s, MAX_FIGURE),
+            train_loss=min(status.train_loss, MAX_FIGURE),
+            eval_loss=min(status.eval_loss, MAX_FIGURE),
             eval_round=status.eval_round,
             sent_bytes=self.node.transport.sent_bytes,
             received_bytes=self.node.transport.received_bytes,

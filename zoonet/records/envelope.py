@@ -67,7 +67,7 @@ def register(body_type: type[B]) -> type[B]:
     return body_type
 
 
-def kinds() -> dict[str, type[Body]]:
+def registered_kinds() -> dict[str, type[Body]]:
     """All registered body types by kind."""
     return dict(_KINDS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, ClassVar, Final, Literal
 
 from msgspec import Meta, Struct
@@ -21,7 +20,8 @@ JobId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
 Cid = Annotated[str, Meta(pattern=r"^b[a-z2-7]{20,100}$")]
 Natural = Annotated[int, Meta(ge=0)]
-Finite = Annotated[float, Meta(ge=0)]
+Finite = Annotated[float, Meta(ge=0, le=1e15)]  # no NaN, no infinity
+UnixTime = Annotated[float, Meta(ge=0, le=253_402_300_799)]  # seconds, up to the year 9999
 
 Role = Literal["worker", "bootstrap", "storage", "client", "verifier"]
 Reachability = Literal["direct", "relayed", "private", "unknown"]
@@ -63,11 +63,6 @@ def job_id_of(submitter: PeerId, spec_cid: str) -> str:
     return sha256(b"zoonet-job/1\x00", public_key_of(submitter), spec_cid.encode())[:16].hex()
 
 
-def _require_finite(name: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}")
-
-
 class Hardware(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a peer brings. Claimed, not proven; the benchmark of a tier proves it."""
 
@@ -93,7 +88,7 @@ class PeerRecord(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     hardware: Hardware
     tier: Text = "open"
     version: Text
-    started_at: Finite
+    started_at: UnixTime
     jobs: Annotated[tuple[JobId, ...], Meta(max_length=16)] = ()
 
     def key(self) -> str:
@@ -120,7 +115,7 @@ class JobRecord(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_peers: Natural
     max_peers: Natural
     budget_max: Natural
-    submitted_at: Finite
+    submitted_at: UnixTime
     is_cancelled: bool = False
 
     def key(self) -> str:
@@ -167,10 +162,6 @@ class Progress(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     received_bytes: Natural = 0
     note: Text = ""
 
-    def __post_init__(self) -> None:
-        for name in ("tokens_per_s", "train_loss", "eval_loss"):
-            _require_finite(name, getattr(self, name))
-
     def key(self) -> str:
         return progress_key(self.job_id)
 
@@ -190,9 +181,6 @@ class JobResult(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_rounds: Natural
     num_tokens: Natural
     eval_loss: Finite = 0.0
-
-    def __post_init__(self) -> None:
-        _require_finite("eval_loss", self.eval_loss)
 
     def key(self) -> str:
         return result_key(self.job_id)
