@@ -10,7 +10,13 @@ from typing import Any
 
 from zoonet.clock import Clock, LoopClock
 from zoonet.crypto import Identity, PeerId, short
-from zoonet.errors import InvalidRecord, PeerUnreachable, ProtocolViolation, StreamClosed
+from zoonet.errors import (
+    InvalidRecord,
+    PeerUnreachable,
+    ProtocolViolation,
+    StreamClosed,
+    ZoonetError,
+)
 from zoonet.records import ReplayGuard, Signed, verify
 from zoonet.records.envelope import B
 from zoonet.testing.faults import FaultPlan
@@ -136,7 +142,7 @@ class MemoryTransport:
     async def _handle(self, stream: MemoryStream, handler: StreamHandler) -> None:
         try:
             await handler(stream)
-        except (StreamClosed, PeerUnreachable, ProtocolViolation, TimeoutError) as error:
+        except (ZoonetError, TimeoutError) as error:
             self.failures.append(error)
         finally:
             await stream.close()

@@ -22,6 +22,7 @@ A = TypeVar("A")
 
 MAX_CALL_BYTES: Final = 1024 * 1024
 REQUEST_TIMEOUT_S: Final = 30.0  # for the request's own frame to arrive after the stream opened
+REPLY_TIMEOUT_S: Final = 60.0  # for the asker to take the answer
 _OK, _ERROR = b"\x00", b"\x01"
 
 log = logging.getLogger(__name__)
@@ -88,13 +89,21 @@ async def receive_request(stream: Stream, request_type: type[Q]) -> Q:
 
 
 async def send_reply(stream: Stream, reply: object) -> None:
-    """Answer a request."""
-    await stream.send(_OK + msgspec.msgpack.encode(reply))
+    """Answer a request. Raises TransportError, also where the asker does not take the answer."""
+    await _send(stream, _OK + msgspec.msgpack.encode(reply))
 
 
 async def send_refusal(stream: Stream, reason: str) -> None:
-    """Answer a request with a refusal of at most 500 characters."""
-    await stream.send(_ERROR + reason.encode()[:500])
+    """Answer a request with a refusal of at most 500 bytes. Raises as `send_reply`."""
+    await _send(stream, _ERROR + reason.encode("utf-8", "replace")[:500])
+
+
+async def _send(stream: Stream, frame: bytes) -> None:
+    try:
+        async with asyncio.timeout(REPLY_TIMEOUT_S):
+            await stream.send(frame)
+    except TimeoutError as error:
+        raise PeerTimeout(f"peer={short(stream.peer_id)} asked, but takes no answer") from error
 
 
 async def serve_calls(
