@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Iterable
@@ -21,11 +22,12 @@ from zoonet.net.addresses import (
 )
 from zoonet.net.config import HostConfig
 from zoonet.net.control import Control
-from zoonet.net.daemon import CONTROL_SOCKET, STREAM_SOCKET, Daemon, RunDirectory
+from zoonet.net.daemon import CONTROL_SOCKET, STREAM_SOCKET, RunDirectory
 from zoonet.net.dht import RecordDHT
 from zoonet.net.foreign import foreign_errors
 from zoonet.net.gate import Gate
 from zoonet.net.pubsub import Gossip
+from zoonet.net.relay import running_daemon
 from zoonet.net.scope import Scope
 from zoonet.net.streams import DIAL_TIMEOUT_S, HostTransport
 from zoonet.net.substrate import P2P, socket_address
@@ -35,6 +37,7 @@ from zoonet.records.kinds import Reachability
 
 GRACE_S: Final = 2.0  # for the others of a race, once one has answered
 MAX_LEARNED_PEERS: Final = 4096
+STRANGER_PAUSE_S: Final = 120.0  # before a peer that is no DHT node is asked again
 EXPLORE_EVERY: Final = 4  # upkeep rounds between two searches for DHT neighbours
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,7 @@ class Host:
         self.config = config
         self._control = control
         self._learned: OrderedDict[PeerId, tuple[PeerAddress, ...]] = OrderedDict()
+        self._ask_again_at: dict[PeerId, float] = {}  # loop time, of peers that are no DHT nodes
         self.transport: HostTransport
         self.records: HostRecords
         self._dht: RecordDHT
@@ -99,7 +103,7 @@ class Host:
         """
         async with AsyncExitStack() as stack:
             run_dir = stack.enter_context(RunDirectory(config.run_dir)).path
-            daemon = await stack.enter_async_context(Daemon.run(identity, config, run_dir))
+            daemon = await stack.enter_async_context(running_daemon(identity, config, run_dir))
             scope = await stack.enter_async_context(Scope())
             scope.spawn(daemon.watch(), name="daemon")
             control = Control(run_dir / CONTROL_SOCKET)
@@ -121,7 +125,16 @@ class Host:
     async def addresses(self) -> tuple[str, ...]:
         """Addresses at which this peer can be dialled, each with its /p2p/<id>."""
         _, routes = await self._control.identify()
-        return tuple(f"{route}/p2p/{self.peer_id}" for route in routes)
+        if self.config.is_client:
+            # The daemon has a place at each of these, but names only those on public addresses.
+            relays = await self._connected_relays()
+            routes += tuple(f"{relay}/p2p-circuit" for relay in relays)
+        return tuple(f"{route}/p2p/{self.peer_id}" for route in dict.fromkeys(routes))
+
+    async def _connected_relays(self) -> tuple[str, ...]:
+        connections = {peer_id for peer_id, _ in await self._control.connections()}
+        relays = self.config.relays
+        return tuple(text for text in relays if parse_peer_address(text).peer_id in connections)
 
     async def reachability(self) -> Reachability:
         """How others reach this peer, as far as the daemon has found out.
@@ -227,27 +240,33 @@ class Host:
     async def _keep_up(self) -> None:
         """Come back to lost bootstraps, meet new DHT nodes, store our records again."""
         named = [parse_peer_address(text) for text in self.config.bootstrap]
-        round_number = 0
-        while True:
+        for round_number in itertools.count(1):
             await asyncio.sleep(self.config.upkeep_interval_s)
-            round_number += 1
             try:
                 connections = {peer_id for peer_id, _ in await self._control.connections()}
                 lost = [address for address in named if address.peer_id not in connections]
                 answered, _ = await self._race(lost)
                 for peer_id in answered:
                     log.info("joined peer=%s", short(peer_id))
-                strangers = [
-                    peer_id
-                    for peer_id in connections | set(answered)
-                    if not self._dht.knows(peer_id)
-                ]
-                await self._dht.join(strangers)
+                await self._meet_strangers(connections | set(answered))
                 if round_number % EXPLORE_EVERY == 0:
                     await self._dht.explore()
                 await self._dht.republish()
             except TransportError as error:
                 log.debug("upkeep failed, next time: %s", error)
+
+    async def _meet_strangers(self, connections: set[PeerId]) -> None:
+        """Ask connected peers that are not in our routing table whether they are DHT nodes.
+
+        Whoever is connected at all ends up in one DHT, so two halves of a swarm grow together.
+        """
+        now = asyncio.get_running_loop().time()
+        unknown = {peer_id for peer_id in connections if not self._dht.knows(peer_id)}
+        strangers = {peer_id for peer_id in unknown if self._ask_again_at.get(peer_id, 0) <= now}
+        met = await self._dht.join(strangers)
+        later = dict.fromkeys(strangers.difference(met), now + STRANGER_PAUSE_S)
+        waiting = {p: at for p, at in self._ask_again_at.items() if p in unknown}
+        self._ask_again_at = {**waiting, **later}
 
 
 def _outcome(
