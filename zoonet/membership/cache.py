@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -80,7 +81,8 @@ class PeerCache:
             partial.write_text(text)
             partial.replace(self._path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
             raise StorageError(
                 f"cannot write the peer cache {self._path}: {error.strerror}"
             ) from error

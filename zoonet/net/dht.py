@@ -127,6 +127,12 @@ class RecordDHT:
         reached = [answer for answer in answers if answer]
         return len(reached), sum(answer[0] for answer in reached)
 
+    def tidy(self) -> None:
+        """Let go of answered calls: hivemind keeps those that a peer broke off, for ever."""
+        calls = self._node.p2p._client.control._handler_tasks
+        for call_id in [call_id for call_id, task in calls.items() if task.done()]:
+            del calls[call_id]
+
     async def republish(self) -> None:
         """Store again what we published, since those who kept it come and go."""
         now = self._gate.now()

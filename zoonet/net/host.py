@@ -252,6 +252,7 @@ class Host:
                 if round_number % EXPLORE_EVERY == 0:
                     await self._dht.explore()
                 await self._dht.republish()
+                self._dht.tidy()
             except TransportError as error:
                 log.debug("upkeep failed, next time: %s", error)
 
