@@ -14,7 +14,7 @@ from rich.console import Console
 
 from peers import runtime
 from peers.keys import identity_of
-from peers.ui.follow import follow
+from peers.ui.follow import Follower
 from peers.ui.listing import contribution_table, job_row, job_table, peer_row, peer_table
 from peers.ui.live import LiveView
 from zoonet.client import EntryConfig, JobOutput, Network
@@ -154,7 +154,7 @@ async def _show_until_ended(network: Network, job_id: str, *, as_json: bool) -> 
                 print(json.dumps(job_row(job) | {"peers": _peers_of(job)}), flush=True)
         return
     with LiveView(Console(), title=f"job {job_id}") as live:
-        view = await follow(network.watch(job_id), live.show)
+        view = await Follower(live.show).follow(network.watch(job_id))
     assert view.job is not None
     print(f"{view.job.phase}{f': {view.job.note}' if view.job.note else ''}")
     if view.job.phase == "finished":

@@ -57,6 +57,11 @@ class Family:
         self._children: list[Child] = []
         self._descendants: dict[int, psutil.Process] = {}
 
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Everyone who was started, in that order."""
+        return tuple(self._children)
+
     @contextlib.asynccontextmanager
     async def keep(self) -> AsyncIterator[Family]:
         """A context that ends every child: politely, then by force. Safe to cancel."""

@@ -59,4 +59,4 @@ class LiveView:
         self._num_events_shown = view.num_events
         if view.num_rounds != self._num_rounds_shown:
             self._num_rounds_shown = view.num_rounds
-            self.say(headline(view))
+            self.say(f"{view.seen_s:4.0f} s  {headline(view)}")

@@ -62,6 +62,7 @@ class SwarmView:
     """A job and everyone who was ever seen in it."""
 
     started_s: float
+    seen_s: float = 0.0  # of the last look, since the watching began
     job: JobView | None = None  # as last seen
     peers: Mapping[PeerId, PeerLine] = field(default_factory=dict)
     events: tuple[Event, ...] = ()  # the newest MAX_EVENTS, oldest first
@@ -96,7 +97,7 @@ def printable(text: str, *, max_chars: int = 60) -> str:
 def fold(view: SwarmView, job: JobView, now_s: float, *, silent_s: float = SILENT_S) -> SwarmView:
     """Return the view after a look at the job, which may say the same as before."""
     peers, events = dict(view.peers), []
-    seen = replace(view, job=job)
+    seen = replace(view, job=job, seen_s=now_s - view.started_s)
     for said in job.peers:
         known = peers.get(said.peer_id)
         line = _line_of(view, known, said, now_s)

@@ -84,7 +84,7 @@ def test_without_a_terminal_every_event_and_round_is_one_line_once() -> None:
         "   1 s  ann came (round 1)",
         "   1 s  bob came (round 1)",
         "   6 s  bob left (round 5)",
-        headline(swarm_view()),
+        f"   5 s  {headline(swarm_view())}",
     ]
 
 
