@@ -146,10 +146,17 @@ class Daemon:
     @classmethod
     @asynccontextmanager
     async def run(
-        cls, identity: Identity, config: HostConfig, run_dir: Path, *, binary: Path | None = None
+        cls,
+        identity: Identity,
+        config: HostConfig,
+        run_dir: Path,
+        *,
+        binary: Path | None = None,
+        num_threads: int = 0,
     ) -> AsyncIterator[Self]:
         """Start the daemon, wait until it answers, and end it with the block.
 
+        `num_threads` bounds how many processors it uses at a time; 0: all.
         Raises ConfigError where it cannot run as configured, TransportError where it hangs.
         """
         binary = binary or daemon_binary()
@@ -160,7 +167,8 @@ class Daemon:
             )
         key_file = run_dir / IDENTITY_FILE
         _write_key(key_file, identity)
-        daemon = cls(await _spawn(binary, daemon_arguments(config, run_dir)))
+        limits = {"GOMAXPROCS": str(num_threads)} if num_threads else {}
+        daemon = cls(await _spawn(binary, daemon_arguments(config, run_dir), limits))
         try:
             try:
                 await daemon._wait_ready(identity, config)
@@ -223,8 +231,10 @@ def _write_key(path: Path, identity: Identity) -> None:
         file.write(identity.libp2p_private_key())
 
 
-async def _spawn(binary: Path, arguments: list[str]) -> asyncio.subprocess.Process:
-    environment = {**os.environ, "GOLOG_LOG_LEVEL": "error"}
+async def _spawn(
+    binary: Path, arguments: list[str], variables: dict[str, str]
+) -> asyncio.subprocess.Process:
+    environment = {**os.environ, "GOLOG_LOG_LEVEL": "error", **variables}
     command = [sys.executable, "-I", "-S", "-c", _TIED_TO_PARENT, str(os.getpid()), str(binary)]
     try:
         return await asyncio.create_subprocess_exec(
