@@ -366,7 +366,7 @@ def cancel(*, job: str, join: tuple[str, ...], **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("-v", "--verbose", is_flag=True, help="Log the mechanics, not just the story.")
+@click.option("-v", "--verbose", is_flag=True, help="Log the story, keep each process's log.")
 def demo(**options: Any) -> None:
     """Watch several real peers on this machine train one model together.
 
@@ -381,9 +381,10 @@ def demo(**options: Any) -> None:
     """
     from peers import demo as role
 
-    runtime.configure_logging(verbosity=1 if options.pop("verbose") else -1)
+    is_verbose = options.pop("verbose")
+    runtime.configure_logging(verbosity=0 if is_verbose else -1)
     options.pop("debug")
-    role.main(role.DemoOptions(**options))
+    role.main(role.DemoOptions(keep_logs=is_verbose, **options))
 
 
 @cli.group()

@@ -17,12 +17,12 @@ from zoonet.config import (
     TrainingConfig,
 )
 
-FINISH_S: Final = 8.0  # after training: fetch and check the model, sample, draw, say goodbye
-START_TRAINING_S: Final = 8.0  # from submitting to the first step: fetch the data, start trainers
+FINISH_S: Final = 10.0  # after training: fetch and check the model, sample, draw, say goodbye
+START_TRAINING_S: Final = 12.0  # from submitting to the first step: fetch the data, start trainers
 MIN_TRAINING_S: Final = 8.0
 EFFICIENCY: Final = 0.55  # of the cores' speed; the rest is evaluation, averaging and all else
 MIN_ROUNDS: Final = 12
-ROUND_S: Final = (1.0, 3.0)  # shortest and longest round to aim for
+ROUND_S: Final = (0.8, 1.5)  # shortest and longest round to aim for
 CALIBRATION_S: Final = 1.0
 EVAL_TOKENS: Final = 8192
 TEXT_BYTES: Final = 6_000_000

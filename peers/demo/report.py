@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peers.ui.render import in_count
-from zoonet.errors import ZoonetError
+from zoonet.errors import StorageError, ZoonetError
 
 MIN_CONTRIBUTORS: Final = 4
 MIN_ROUNDS: Final = 3  # certified ones of at least MIN_MEMBERS, to count as a contributor
@@ -76,9 +76,12 @@ class Report:
             )
 
     def save(self, directory: Path) -> None:
-        """Write report.json. Raises OSError."""
+        """Write report.json. Raises StorageError."""
         text = json.dumps(asdict(self), indent=2)
-        (directory / "report.json").write_text(text + "\n")
+        try:
+            (directory / "report.json").write_text(text + "\n")
+        except OSError as error:
+            raise StorageError(f"cannot write to {directory}: {error.strerror}") from error
 
 
 def contributor_table(contributors: Sequence[Contributor]) -> Table:
@@ -102,8 +105,8 @@ def contributor_table(contributors: Sequence[Contributor]) -> Table:
 def closing(report: Report, sample: str, directory: Path) -> RenderableType:
     """The last screen: a sample, the table, the result in a line, and what to do next."""
     result = (
-        f"held-out loss {report.loss_first:.3f} at first, {report.loss_before:.3f} before one "
-        f"worker was killed and one came late, {report.loss_after:.3f} at the end\n"
+        f"held-out loss: {report.loss_first:.3f} at first, {report.loss_before:.3f} before the "
+        f"two mishaps, {report.loss_after:.3f} at the end\n"
         f"{report.num_rounds} certified rounds, {in_count(report.num_tokens)} tokens, "
         f"{report.seconds:.0f} s in all"
     )
@@ -111,9 +114,9 @@ def closing(report: Report, sample: str, directory: Path) -> RenderableType:
         f"in {directory}: {report.model_file}, {report.plot_file}, {report.sample_file}, "
         "report.json\n\n"
         "Next:\n"
-        "  zoonet bootstrap               open a swarm of your own; it prints how others join\n"
+        "  zoonet bootstrap               open your own swarm; it prints how to join\n"
         "  zoonet peer --join MULTIADDR   give a machine to it\n"
-        "  zoonet submit job.yaml         have a model trained; docs/submit_a_job.md has the keys"
+        "  zoonet submit job.yaml         have a model trained: docs/submit_a_job.md"
     )
     return Group(
         Panel(Text(sample.strip()), title="a sample of what it writes", border_style="dim"),

@@ -6,9 +6,10 @@ import asyncio
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +46,7 @@ class DemoOptions:
     workers: int = 4
     out: Path = Path("zoonet-demo")
     as_json: bool = False
+    keep_logs: bool = False  # copy what every process logged to `out`/logs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,10 @@ def main(options: DemoOptions) -> None:
         options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write to {options.out}: {error.strerror}") from error
+    started_s = time.monotonic()
     report, sample = runtime.run(Story(options, console).run())
+    report = replace(report, seconds=round(time.monotonic() - started_s, 1))
+    report.save(options.out)
     if options.as_json:
         print(json.dumps(asdict(report), indent=2))
     else:
@@ -90,8 +95,12 @@ class Story:
         try:
             async with asyncio.timeout(limit_s):
                 with tempfile.TemporaryDirectory(prefix="zoonet-demo-") as scratch:
-                    async with Family(Path(scratch)).keep() as family:
-                        return await self._run(family, Path(scratch))
+                    try:
+                        async with Family(Path(scratch)).keep() as family:
+                            return await self._run(family, Path(scratch))
+                    finally:
+                        if self._options.keep_logs:
+                            self._copy_logs(Path(scratch))
         except TimeoutError as error:
             raise DemoFailed(f"not finished after {limit_s:.0f} s") from error
 
@@ -222,7 +231,7 @@ class Story:
         prompt = TEXT_PROMPT if self._options.text else STDLIB_PROMPT
         sample = await asyncio.to_thread(write_sample, output, prompt, seed=0)
         report = self._report(output, view)
-        await asyncio.to_thread(self._write, output, report, sample, view)
+        await asyncio.to_thread(self._write, output, sample, view)
         return report, sample
 
     def _report(self, output: JobOutput, view: SwarmView) -> Report:
@@ -241,7 +250,7 @@ class Story:
         before = [loss for num_rounds, loss in view.losses if num_rounds <= first_mishap]
         return Report(
             job_id=output.job_id,
-            seconds=self._elapsed_s(),
+            seconds=0.0,  # known at the very end
             num_parameters=view.job.num_parameters,
             num_rounds=output.num_rounds,
             num_tokens=output.num_tokens,
@@ -279,16 +288,21 @@ class Story:
             for worker in everyone
         )
 
-    def _write(self, output: JobOutput, report: Report, sample: str, view: SwarmView) -> None:
+    def _write(self, output: JobOutput, sample: str, view: SwarmView) -> None:
         out = self._options.out
         try:
             for file in (output.model, output.config, output.tokenizer, output.chain):
                 shutil.copyfile(file, out / file.name)
             (out / SAMPLE_FILE).write_text(sample, encoding="utf-8")
             save_loss_plot(view, out / PLOT_FILE, title="zoonet demo")
-            report.save(out)
         except OSError as error:
             raise StorageError(f"cannot write to {out}: {error.strerror}") from error
+
+    def _copy_logs(self, scratch: Path) -> None:
+        folder = self._options.out / "logs"
+        folder.mkdir(exist_ok=True)
+        for log_file in scratch.glob("*.log"):
+            shutil.copyfile(log_file, folder / log_file.name)
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -49,8 +49,9 @@ class LiveView:
         if self._live is None:
             self._print_news(view)
             return
-        width = self._console.width
-        self._live.update(screen(view, title=self._title, width=width), refresh=True)
+        width, height = self._console.size
+        drawn = screen(view, title=self._title, width=width, height=height)
+        self._live.update(drawn, refresh=True)
 
     def _print_news(self, view: SwarmView) -> None:
         num_new = view.num_events - self._num_events_shown

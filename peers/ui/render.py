@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -12,7 +13,8 @@ from rich.text import Text
 from peers.ui.chart import chart
 from peers.ui.view import Event, PeerLine, SwarmView, printable
 
-_PHASE_STYLES = {
+NUM_EVENTS: Final = 4  # the newest, below the chart
+_PHASE_STYLES: Final = {
     "joining": "cyan",
     "waiting": "dim",
     "training": "green",
@@ -99,9 +101,10 @@ def event_line(event: Event) -> str:
     return f"{event.at_s:4.0f} s  {event.name} {event.kind} (round {event.num_rounds})"
 
 
-def screen(view: SwarmView, *, title: str, width: int) -> RenderableType:
-    """The whole live view, for a terminal of `width` characters."""
-    events = "\n".join(event_line(event) for event in view.events[-4:])
+def screen(view: SwarmView, *, title: str, width: int, height: int) -> RenderableType:
+    """The whole live view, for a terminal of `width` x `height` characters."""
+    events = "\n".join(event_line(event) for event in view.events[-NUM_EVENTS:])
+    chart_height = min(10, max(4, height - len(view.peers) - NUM_EVENTS - 9))
     return Group(
         Panel(
             Group(Text(headline(view)), "", _people(view)),
@@ -109,7 +112,7 @@ def screen(view: SwarmView, *, title: str, width: int) -> RenderableType:
             border_style="blue",
         ),
         Panel(
-            Text(loss_chart(view, width=width - 4, height=9), style="green"),
+            Text(loss_chart(view, width=width - 4, height=chart_height), style="green"),
             title="held-out loss of the outer parameters, by certified round",
             border_style="dim",
         ),
