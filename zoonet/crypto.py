@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import NewType
 
@@ -47,6 +48,16 @@ def public_key_of(peer_id: str) -> bytes:
     if len(raw) != len(prefix) + PUBLIC_KEY_BYTES or not raw.startswith(prefix):
         raise ValueError(f"{peer_id!r} is not a peer id of a secp256k1 key")
     return bytes(raw[len(prefix) :])
+
+
+@lru_cache(maxsize=4096)
+def is_peer_id(text: str) -> bool:
+    """Tell whether this is the peer id of some secp256k1 key."""
+    try:
+        coincurve.PublicKey(public_key_of(text))
+    except ValueError:
+        return False
+    return True
 
 
 def short(peer_id: str) -> str:

@@ -2,8 +2,7 @@
 
 from zoonet.averaging.butterfly import Averager, Butterfly
 from zoonet.averaging.chain import Chain, Credit, coordinators, credits, genesis
-from zoonet.averaging.conductor import Patience
-from zoonet.averaging.config import RoundsConfig
+from zoonet.averaging.config import Patience, RoundsConfig
 from zoonet.averaging.messages import Certificate, Round, RoundResult
 from zoonet.averaging.participant import Participant, ParticipantEvents
 from zoonet.averaging.replica import STATE_CHUNK_BYTES, Replica

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol, TypeVar
 
 import numpy as np
+from blake3 import blake3
 from msgspec import Struct, msgpack
 
-from zoonet.averaging.messages import Attempt, Peers
+from zoonet.averaging.messages import Attempt
 from zoonet.crypto import PeerId, short
 from zoonet.errors import (
     InvalidPart,
@@ -33,21 +36,49 @@ from zoonet.records.kinds import Digest
 from zoonet.transport import Stream, Transport, receive_request, send_reply
 from zoonet.transport.calls import parse_reply
 
-FRAME_BYTES: Final = 512 * 1024
+FRAME_BYTES: Final = 128 * 1024
 INLINE_BYTES: Final = 1024 * 1024  # arithmetic on less than this stays on the event loop
 NUM_KEPT_ATTEMPTS: Final = 4
+MAX_EARLY: Final = 8  # streams of one peer that wait for an attempt to be known here
+PATIENCE: Final = 8.0  # how much longer than half of the others one may take
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
+
+class AttemptFailed(RoundFailed):
+    """An attempt that cannot be finished.
+
+    `missing` failed this peer; `blocked` told it that others failed them.
+    """
+
+    def __init__(
+        self, message: str, *, missing: frozenset[str] = frozenset(), blocked: frozenset[str]
+    ) -> None:
+        super().__init__(message, missing=missing)
+        self.blocked = blocked
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """What an attempt came to: the mean (P,), and digests of its slices by contributor."""
+
+    mean_P: Vector
+    slices: tuple[bytes, ...]
 
 
 class Averager(Protocol):
     """The seam of the data plane: how an attempt's contributions become one mean."""
 
-    async def average(self, attempt: Attempt, contribution_P: Vector | None) -> Vector:
-        """Return the mean (P,) of all contributions, weighted by their number of slots.
+    async def average(
+        self, attempt: Attempt, contribution_P: Vector | None, followers: frozenset[PeerId]
+    ) -> Mean:
+        """Return the mean of all contributions, weighted by their number of slots.
 
-        `contribution_P` is None for a follower that only receives. Raises RoundFailed, naming
-        who is missing. Safe to cancel; the contribution is not changed.
+        `contribution_P` (P,) is None for a follower that only receives; `followers` are all who
+        may receive. Raises AttemptFailed, naming who is missing. Safe to cancel; the contribution
+        is not changed.
         """
         ...
 
@@ -63,16 +94,15 @@ class Received(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class MeanRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks for the mean of a slice, waiting until it is there."""
+    """Asks a contributor for the mean of its slice, waiting until it is there."""
 
     attempt: Digest
-    slice_index: int
 
 
 class MeanHeader(Struct, frozen=True, forbid_unknown_fields=True):
-    """The mean follows in frames, or nothing does because these peers are missing."""
+    """What follows: the mean in frames; another header, later; or nothing, as parts are missing."""
 
-    missing: Peers = ()
+    status: Literal["ready", "waiting", "failed"]
 
 
 def slice_bounds(num_parameters: int, num_slices: int) -> list[tuple[int, int]]:
@@ -87,7 +117,7 @@ def slice_bounds(num_parameters: int, num_slices: int) -> list[tuple[int, int]]:
     return bounds
 
 
-async def _compute(num_bytes: int, function: Callable[[], Vector]) -> Vector:
+async def _compute(num_bytes: int, function: Callable[[], T]) -> T:
     """Run arithmetic, in a thread where there is much of it (numpy releases the GIL)."""
     if num_bytes < INLINE_BYTES:
         return function()
@@ -97,23 +127,36 @@ async def _compute(num_bytes: int, function: Callable[[], Vector]) -> Vector:
 class _Reduction:
     """What one peer knows of one attempt."""
 
-    def __init__(self, attempt: Attempt, num_parameters: int, me: PeerId) -> None:
+    def __init__(
+        self, attempt: Attempt, num_parameters: int, me: PeerId, followers: frozenset[PeerId]
+    ) -> None:
         self.attempt = attempt
+        self.followers = followers
         self.bounds = slice_bounds(num_parameters, len(attempt.contributors))
         self.weights = [count(share.slots) for share in attempt.contributions]
         self.mine = attempt.contributors.index(me) if me in attempt.contributors else -1
+        self.sending: set[PeerId] = set()  # whose part is on its way, or here
         self.parts: dict[PeerId, Vector] = {}
         self.means: dict[int, Vector] = {}
-        self.missing: frozenset[str] = frozenset()
+        self.digests: dict[int, bytes] = {}
+        self.refused: frozenset[str] = frozenset()
         self.is_ended = False
+        self.began = self.moved = asyncio.get_running_loop().time()
         self.changed = asyncio.Condition()
 
-    async def note(self, **fields: object) -> None:
-        """Set fields and wake whoever waits on them."""
+    async def note(self) -> None:
+        """Wake whoever waits for a change."""
         async with self.changed:
-            for name, value in fields.items():
-                setattr(self, name, value)
             self.changed.notify_all()
+
+    def on_bytes(self) -> None:
+        """Something of a part has arrived."""
+        self.moved = asyncio.get_running_loop().time()
+
+    @property
+    def has_ended_without(self) -> bool:
+        """There will be no mean of this peer's slice."""
+        return self.is_ended and self.mine not in self.means
 
 
 class Butterfly:
@@ -132,15 +175,19 @@ class Butterfly:
         self._mean_protocol = f"/zoonet/{job_id}/mean/1"
         self._reductions: dict[bytes, _Reduction] = {}
         self._announced = asyncio.Condition()
+        self._num_early: Counter[PeerId] = Counter()
 
     async def serve(self) -> None:
         """Begin to accept parts and to hand out means."""
         await self._transport.serve(self._part_protocol, self._take_part)
         await self._transport.serve(self._mean_protocol, self._hand_out)
 
-    async def average(self, attempt: Attempt, contribution_P: Vector | None) -> Vector:
+    async def average(
+        self, attempt: Attempt, contribution_P: Vector | None, followers: frozenset[PeerId]
+    ) -> Mean:
         """See `Averager.average`."""
-        reduction = _Reduction(attempt, self._num_parameters, self._transport.peer_id)
+        me = self._transport.peer_id
+        reduction = _Reduction(attempt, self._num_parameters, me, followers)
         await self._announce(attempt.identifier(), reduction)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -150,16 +197,16 @@ class Butterfly:
                 for index in range(len(reduction.bounds)):
                     if index != reduction.mine:
                         tasks.create_task(self._gather(reduction, index))
+                tasks.create_task(self._watch_means(reduction))
+            return _assembled(reduction)
         except* RoundFailed as failures:
-            missing = frozenset().union(
-                *(error.missing for error in _leaves(failures) if isinstance(error, RoundFailed))
-            )
-            await reduction.note(missing=missing)
-            raise RoundFailed("an attempt failed", missing=missing) from failures
+            raise _one_failure(failures) from failures
         finally:
+            reduction.is_ended = True
             reduction.parts.clear()
-            await reduction.note(is_ended=True)
-        return np.concatenate([reduction.means[index] for index in range(len(reduction.bounds))])
+            for index in set(reduction.means) - {reduction.mine}:
+                del reduction.means[index]
+            await reduction.note()
 
     async def _announce(self, identifier: bytes, reduction: _Reduction) -> None:
         async with self._announced:
@@ -168,14 +215,25 @@ class Butterfly:
                 del self._reductions[next(iter(self._reductions))]
             self._announced.notify_all()
 
-    async def _known(self, identifier: bytes) -> _Reduction:
+    async def _known(self, identifier: bytes, asker: PeerId) -> _Reduction:
         """Wait for the attempt to be known here too: the coordinator tells everyone at once."""
-        try:
-            async with asyncio.timeout(self._silence_s), self._announced:
-                await self._announced.wait_for(lambda: identifier in self._reductions)
-        except TimeoutError as error:
-            raise PeerTimeout("an attempt that is not known here") from error
-        return self._reductions[identifier]
+        if identifier not in self._reductions:
+            if self._num_early[asker] >= MAX_EARLY:
+                raise ProtocolViolation(asker, "too many streams of attempts not known here")
+            self._num_early[asker] += 1
+            try:
+                async with asyncio.timeout(self._silence_s), self._announced:
+                    await self._announced.wait_for(lambda: identifier in self._reductions)
+            except TimeoutError as error:
+                raise PeerTimeout("an attempt that is not known here") from error
+            finally:
+                self._num_early[asker] -= 1
+                if not self._num_early[asker]:
+                    del self._num_early[asker]
+        reduction = self._reductions[identifier]
+        if asker not in reduction.followers:
+            raise ProtocolViolation(asker, "an attempt that it has no part in")
+        return reduction
 
     # --- sending ------------------------------------------------------------------------------
 
@@ -186,9 +244,8 @@ class Butterfly:
                 start, stop = reduction.bounds[index]
                 part_N = contribution_P[start:stop]
                 if index == reduction.mine:
-                    async with reduction.changed:
-                        reduction.parts[peer] = part_N
-                        reduction.changed.notify_all()
+                    reduction.parts[peer] = part_N
+                    await reduction.note()
                 else:
                     tasks.create_task(self._send_part(peer, identifier, part_N))
 
@@ -208,26 +265,52 @@ class Butterfly:
         """Fetch one slice's mean from its reducer; wait as long as it says it is waiting."""
         peer = reduction.attempt.contributors[index]
         start, stop = reduction.bounds[index]
-        request = MeanRequest(reduction.attempt.identifier(), index)
         with _blaming(peer):
             async with asyncio.timeout(self._silence_s):
                 stream = await self._transport.open(peer, self._mean_protocol)
             try:
-                await stream.send(_encode(request))
-                header = await self._wait_for_mean(stream)
-                if header.missing:
-                    raise RoundFailed("the reducer misses parts", missing=frozenset(header.missing))
-                mean_N = await _receive_vector(stream, stop - start, self._silence_s)
+                await stream.send(_encode(MeanRequest(reduction.attempt.identifier())))
+                await self._wait_for_mean(stream)
+                mean_N = await _receive_vector(stream, stop - start, self._silence_s, _nobody)
             finally:
                 await stream.close()
-        async with reduction.changed:
-            reduction.means[index] = mean_N
-            reduction.changed.notify_all()
+        await self._keep_mean(reduction, index, mean_N)
 
-    async def _wait_for_mean(self, stream: Stream) -> MeanHeader:
-        # The reducer itself gives up after silence_s without a part; allow it that long twice.
-        async with asyncio.timeout(3 * self._silence_s):
-            return parse_reply(stream.peer_id, await stream.receive(64 * 1024), MeanHeader)
+    async def _wait_for_mean(self, stream: Stream) -> None:
+        while True:
+            async with asyncio.timeout(3 * self._silence_s):
+                frame = await stream.receive(1024)
+            match parse_reply(stream.peer_id, frame, MeanHeader).status:
+                case "ready":
+                    return
+                case "failed":
+                    blocked = frozenset({stream.peer_id})
+                    raise AttemptFailed("the reducer misses parts", blocked=blocked)
+                case "waiting":
+                    continue
+
+    async def _keep_mean(self, reduction: _Reduction, index: int, mean_N: Vector) -> None:
+        reduction.digests[index] = await _compute(mean_N.nbytes, lambda: _digest_of(mean_N))
+        reduction.means[index] = mean_N
+        await reduction.note()
+
+    async def _watch_means(self, reduction: _Reduction) -> None:
+        """Bound the time that a few reducers may take beyond what the others took."""
+        num_slices = len(reduction.bounds)
+        async with reduction.changed:
+            await reduction.changed.wait_for(lambda: 2 * len(reduction.means) >= num_slices)
+            try:
+                async with asyncio.timeout_at(self._limit(reduction, spare=4)):
+                    await reduction.changed.wait_for(lambda: len(reduction.means) == num_slices)
+            except TimeoutError as error:
+                late = set(range(num_slices)) - set(reduction.means)
+                missing = frozenset(reduction.attempt.contributors[index] for index in late)
+                raise RoundFailed("means are late", missing=missing) from error
+
+    def _limit(self, reduction: _Reduction, *, spare: int) -> float:
+        """When those who are not done yet are too late, now that half of them are done."""
+        now = asyncio.get_running_loop().time()
+        return now + (PATIENCE - 1) * (now - reduction.began) + spare * self._silence_s
 
     # --- reducing -----------------------------------------------------------------------------
 
@@ -238,62 +321,103 @@ class Butterfly:
         except TimeoutError as error:
             missing = frozenset(contributors) - set(reduction.parts)
             raise RoundFailed("parts did not arrive", missing=missing) from error
-        if reduction.missing:
-            raise RoundFailed("a part was refused", missing=reduction.missing)
+        if reduction.refused:
+            raise RoundFailed("a part was refused", missing=reduction.refused)
         parts = [reduction.parts[peer] for peer in contributors]
         num_bytes = sum(part.nbytes for part in parts)
         mean_N = await _compute(num_bytes, lambda: weighted_mean(parts, reduction.weights))
-        async with reduction.changed:
-            reduction.means[reduction.mine] = mean_N
-            reduction.changed.notify_all()
+        await self._keep_mean(reduction, reduction.mine, mean_N)
 
     async def _all_parts(self, reduction: _Reduction) -> None:
-        """Wait until every part is here or one was refused. TimeoutError where none comes."""
-        num_contributors = len(reduction.attempt.contributors)
+        """Wait until every part is here or one was refused.
+
+        Raises TimeoutError where nothing comes any more, or a few take far longer than others.
+        """
+        num_others = len(reduction.attempt.contributors) - 1
+        limit = float("inf")
         async with reduction.changed:
-            while len(reduction.parts) < num_contributors and not reduction.missing:
-                async with asyncio.timeout(2 * self._silence_s):
-                    await reduction.changed.wait()
+            while len(reduction.parts) <= num_others and not reduction.refused:
+                num_here = len(reduction.parts) - 1  # of others
+                if num_here > 0 and 2 * num_here >= num_others and limit == float("inf"):
+                    limit = self._limit(reduction, spare=2)
+                deadline = min(limit, reduction.moved + 2 * self._silence_s)
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise TimeoutError
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        await reduction.changed.wait()
+                except TimeoutError:
+                    continue  # unless something has moved meanwhile
 
     async def _take_part(self, stream: Stream) -> None:
         """Serve one contributor's part. What is wrong with it costs that contribution alone."""
         header = await receive_request(stream, PartHeader)
-        reduction = await self._known(header.attempt)
         peer = stream.peer_id
+        reduction = await self._known(header.attempt, peer)
         if peer not in reduction.attempt.contributors or reduction.mine < 0:
             raise ProtocolViolation(peer, "a part of an attempt that it is no contributor of")
-        if peer in reduction.parts or reduction.is_ended:
+        if peer in reduction.sending or reduction.is_ended:
             raise ProtocolViolation(peer, "a part that came twice or too late")
+        reduction.sending.add(peer)
         start, stop = reduction.bounds[reduction.mine]
         try:
-            part_N = await _receive_vector(stream, stop - start, self._silence_s)
+            part_N = await _receive_vector(
+                stream, stop - start, self._silence_s, reduction.on_bytes
+            )
         except InvalidPart as error:
             log.warning("refused a part: %s", error)
-            await reduction.note(missing=reduction.missing | {peer})
+            reduction.refused |= {peer}
+            await reduction.note()
             raise
-        async with reduction.changed:
+        if not reduction.is_ended:
             reduction.parts[peer] = part_N
-            reduction.changed.notify_all()
+        await reduction.note()
         await send_reply(stream, Received())
 
     async def _hand_out(self, stream: Stream) -> None:
-        """Serve a slice's mean once it is known."""
+        """Serve the mean of this peer's slice once it is known."""
         request = await receive_request(stream, MeanRequest)
-        reduction = await self._known(request.attempt)
-        if not 0 <= request.slice_index < len(reduction.bounds):
-            raise ProtocolViolation(stream.peer_id, f"a slice {request.slice_index}")
-        async with reduction.changed:
-            await reduction.changed.wait_for(
-                lambda: request.slice_index in reduction.means
-                or reduction.missing
-                or reduction.is_ended
-            )
-        mean_N = reduction.means.get(request.slice_index)
+        reduction = await self._known(request.attempt, stream.peer_id)
+        if reduction.mine < 0:
+            raise ProtocolViolation(stream.peer_id, "a mean from who is no contributor")
+        while reduction.mine not in reduction.means and not reduction.has_ended_without:
+            try:
+                async with asyncio.timeout(self._silence_s), reduction.changed:
+                    await reduction.changed.wait()
+            except TimeoutError:
+                await send_reply(stream, MeanHeader("waiting"))
+        mean_N = reduction.means.get(reduction.mine)
         if mean_N is None:
-            await send_reply(stream, MeanHeader(tuple(sorted(reduction.missing))[:256]))
+            await send_reply(stream, MeanHeader("failed"))
             return
-        await send_reply(stream, MeanHeader())
+        await send_reply(stream, MeanHeader("ready"))
         await _send_vector(stream, mean_N, self._silence_s)
+
+
+def _assembled(reduction: _Reduction) -> Mean:
+    indices = range(len(reduction.bounds))
+    mean_P = np.concatenate([reduction.means[index] for index in indices])
+    return Mean(mean_P, tuple(reduction.digests[index] for index in indices))
+
+
+def _one_failure(failures: BaseExceptionGroup[RoundFailed]) -> AttemptFailed:
+    """What all parts of an attempt that failed say together."""
+    missing: frozenset[str] = frozenset()
+    blocked: frozenset[str] = frozenset()
+    for error in _leaves(failures):
+        if isinstance(error, RoundFailed):
+            missing |= error.missing
+        if isinstance(error, AttemptFailed):
+            blocked |= error.blocked
+    return AttemptFailed("an attempt failed", missing=missing, blocked=blocked)
+
+
+def _digest_of(mean_N: Vector) -> bytes:
+    return blake3(mean_N.view(np.uint8).data).digest()
+
+
+def _nobody() -> None:
+    """Whom progress is told where nobody wants to know."""
 
 
 class _blaming:
@@ -307,6 +431,7 @@ class _blaming:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, TransportError | ProtocolViolation | TimeoutError):
+            # Whatever the transfer failed by, these two do not get on.
             reason = f"peer={short(self._peer)} {error or 'was silent'}"
             raise RoundFailed(reason, missing=frozenset({self._peer})) from error
 
@@ -329,21 +454,28 @@ async def _send_vector(stream: Stream, vector_N: Vector, silence_s: float) -> No
             await stream.send(raw[offset : offset + FRAME_BYTES])
 
 
-async def _receive_vector(stream: Stream, size: int, silence_s: float) -> Vector:
-    """Receive exactly `size` finite fp32 values. Raises InvalidPart or TransportError."""
+async def _receive_vector(
+    stream: Stream, size: int, silence_s: float, on_bytes: Callable[[], None]
+) -> Vector:
+    """Receive exactly `size` finite fp32 values, in whole frames.
+
+    Raises InvalidPart or TransportError.
+    """
     vector_N = np.empty(size, dtype="<f4")
     raw = vector_N.view(np.uint8).data
     filled = 0
     while filled < len(raw):
+        expected = min(FRAME_BYTES, len(raw) - filled)
         try:
             async with asyncio.timeout(silence_s):
                 frame = await stream.receive(FRAME_BYTES)
         except TimeoutError as error:
             raise PeerTimeout(f"peer={short(stream.peer_id)} stalled in a part") from error
-        if not frame or len(frame) > len(raw) - filled:
+        if len(frame) != expected:
             raise InvalidPart(stream.peer_id, f"{len(frame)} bytes at {filled} of {len(raw)}")
         raw[filled : filled + len(frame)] = frame
         filled += len(frame)
+        on_bytes()
     if not np.isfinite(vector_N).all():
         raise InvalidPart(stream.peer_id, "non-finite values")
     return vector_N

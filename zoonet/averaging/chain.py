@@ -10,10 +10,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from zoonet.averaging.messages import MAX_MEMBERS, Certificate, RoundResult, Share, Vote
-from zoonet.crypto import PeerId, sha256
+from zoonet.averaging.messages import (
+    MAX_MEMBERS,
+    MAX_RANGES,
+    Certificate,
+    RoundResult,
+    Share,
+    Vote,
+)
+from zoonet.crypto import PeerId, is_peer_id, sha256
 from zoonet.errors import ProtocolViolation
-from zoonet.ranges import Ranges, count, difference, is_normal, overlaps, union
+from zoonet.ranges import Ranges, count, difference, is_normal, normalise, overlaps, union
 
 _GENESIS: Final = b"zoonet-genesis/1\x00"
 
@@ -87,26 +94,42 @@ class Chain:
             raise ProtocolViolation("", "a round of another job")
         if result.index != len(self) or result.parent != self.head:
             raise ProtocolViolation("", f"round {result.index} does not follow this chain")
-        members = result.members
-        if not members or list(members) != sorted(set(members)):
-            raise ProtocolViolation("", "members that are missing, doubled or out of order")
-        if len(members) + len(result.joiners) > MAX_MEMBERS or set(members) & set(result.joiners):
-            raise ProtocolViolation("", "too many members, or members who also join")
-        if self.certificates and not set(members) <= set(self.roster):
-            raise ProtocolViolation("", "members whom the round before did not admit")
-        self._check_contributions(result)
-
-    def _check_contributions(self, result: RoundResult) -> None:
+        self.check_members(result.members, result.joiners)
         peers = [share.peer for share in result.contributions]
         if not peers or peers != sorted(set(peers)) or not set(peers) <= set(result.members):
             raise ProtocolViolation("", "contributions that are not those of members")
-        taken = self.done
         for share in result.contributions:
-            if not share.slots or not is_normal(share.slots):
-                raise ProtocolViolation(share.peer, "a contribution with malformed slots")
-            if share.slots[-1][1] > self.num_slots or overlaps(taken, share.slots):
-                raise ProtocolViolation(share.peer, "slots that are done already or do not exist")
-            taken = union(taken, share.slots)
+            if not share.slots:
+                raise ProtocolViolation(share.peer, "a contribution without slots")
+        self.check_shares(result.contributions)
+
+    def check_members(self, members: Sequence[str], joiners: Sequence[str]) -> None:
+        """Raise ProtocolViolation for peers who cannot make up the next round."""
+        if not members or list(members) != sorted(set(members)):
+            raise ProtocolViolation("", "members that are missing, doubled or out of order")
+        if list(joiners) != sorted(set(joiners)) or set(members) & set(joiners):
+            raise ProtocolViolation("", "joiners that are doubled, out of order or members")
+        if len(members) + len(joiners) > MAX_MEMBERS:
+            raise ProtocolViolation("", f"{len(members) + len(joiners)} members and joiners")
+        if self.certificates and not set(members) <= set(self.roster):
+            raise ProtocolViolation("", "members whom the round before did not admit")
+        if not all(is_peer_id(peer) for peer in (*members, *joiners)):
+            raise ProtocolViolation("", "members or joiners that are no peers")
+
+    def check_shares(self, shares: Sequence[Share]) -> None:
+        """Raise ProtocolViolation where the slots are not free, each in one share at most."""
+        if sum(len(share.slots) for share in shares) > MAX_RANGES:
+            raise ProtocolViolation("", "shares in too many pieces")
+        for share in shares:
+            if not is_normal(share.slots):
+                raise ProtocolViolation(share.peer, "a share with malformed slots")
+            if share.slots and share.slots[-1][1] > self.num_slots:
+                raise ProtocolViolation(share.peer, "slots that do not exist")
+        slots = normalise(piece for share in shares for piece in share.slots)
+        if count(slots) != sum(count(share.slots) for share in shares):
+            raise ProtocolViolation("", "a slot that is in two shares")
+        if overlaps(self.done, slots):
+            raise ProtocolViolation("", "slots that are done already")
 
     def check(self, certificate: Certificate) -> None:
         """Raise ProtocolViolation where the certificate cannot be the chain's next link."""
@@ -126,8 +149,7 @@ class Chain:
         self.check(certificate)
         self.certificates.append(certificate)
         self.heads.append(certificate.result.digest())
-        for share in certificate.result.contributions:
-            self.done = union(self.done, share.slots)
+        self.done = union(self.done, _slots_of(certificate))
 
     def head_at(self, length: int) -> bytes:
         """The head that this chain had when it was that long."""
@@ -138,15 +160,40 @@ class Chain:
         copy = Chain(self.job_id, self.num_slots)
         copy.certificates = self.certificates[:length]
         copy.heads = self.heads[:length]
-        for certificate in copy.certificates:
-            for share in certificate.result.contributions:
-                copy.done = union(copy.done, share.slots)
+        copy.done = normalise(piece for link in copy.certificates for piece in _slots_of(link))
         return copy
 
 
-def is_heavier(num_done: int, head: bytes, than: Chain) -> bool:
-    """Tell whether a chain of that many certified slots wins: more slots, ties by lower digest."""
-    return (num_done, than.head) > (than.num_done, head)
+def _slots_of(certificate: Certificate) -> Ranges:
+    shares = certificate.result.contributions
+    return tuple(piece for share in shares for piece in share.slots)
+
+
+def replaces(theirs: Chain, ours: Chain, *, least_members: int = 0) -> bool:
+    """Tell whether a chain of others, wholly checked, is to be followed instead of ours.
+
+    Where both have gone on since they split, the first round after the split decides: the one
+    with more members wins, for one peer can certify any number of rounds with itself alone. Then
+    more certified slots win, then the lower digest. A chain that merely goes on where ours ends
+    is followed if its next round has at least `least_members` members: as many as are about to
+    certify that round here.
+    """
+    split = split_of(theirs, ours)
+    if split == len(theirs):
+        return False
+    num_theirs = len(theirs.certificates[split].result.members)
+    if split == len(ours):
+        return num_theirs >= least_members
+    num_ours = len(ours.certificates[split].result.members)
+    return (num_theirs, theirs.num_done, ours.head) > (num_ours, ours.num_done, theirs.head)
+
+
+def split_of(left: Chain, right: Chain) -> int:
+    """Number of rounds that two chains have in common."""
+    shorter = min(len(left), len(right))
+    return next(
+        (index for index in range(shorter) if left.heads[index] != right.heads[index]), shorter
+    )
 
 
 def assemble(result: RoundResult, votes: Iterable[Vote]) -> Certificate | None:

@@ -9,16 +9,19 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from zoonet.averaging.chain import Chain, is_heavier
+from zoonet.averaging.chain import Chain
 from zoonet.averaging.messages import Certificate
-from zoonet.crypto import PeerId
-from zoonet.errors import ProtocolViolation
+from zoonet.crypto import PeerId, short
+from zoonet.errors import PeerTimeout, ProtocolViolation
 from zoonet.records.kinds import Digest, JobId, Natural
 from zoonet.transport import MAX_CALL_BYTES, Transport, call, serve_calls
 
 PAGE: Final = 32
 MAX_WAIT_S: Final = 30.0
 CALL_TIMEOUT_S: Final = 15.0
+LOOK_S: Final = 60.0  # for a look at another chain
+LINK_S: Final = 0.5  # and this much more for each link that it turns out to have
+MAX_PATIENT: Final = 256  # askers who wait for the next link at the same time
 _PAGE_BYTES: Final = MAX_CALL_BYTES // 2
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class ChainSync:
         self._chain = chain
         self._grown = grown
         self._on_applicant = on_applicant
+        self._num_patient = 0
         self._protocol = f"/zoonet/{chain().job_id}/chain/1"
 
     async def serve(self) -> None:
@@ -70,12 +74,8 @@ class ChainSync:
     async def _answer(self, peer: PeerId, request: ChainRequest) -> ChainPage:
         if request.wants_in:
             self._on_applicant(peer)
-        if request.wait_s:
-            try:
-                async with asyncio.timeout(request.wait_s), self._grown:
-                    await self._grown.wait_for(lambda: len(self._chain()) > request.start)
-            except TimeoutError:
-                pass
+        if request.wait_s and self._num_patient < MAX_PATIENT:
+            await self._wait_for_link(request.start, request.wait_s)
         chain = self._chain()
         start = min(request.start, len(chain))
         links = tuple(chain.certificates[start : start + PAGE])
@@ -90,6 +90,16 @@ class ChainSync:
             certificates=links,
         )
 
+    async def _wait_for_link(self, start: int, wait_s: float) -> None:
+        self._num_patient += 1
+        try:
+            async with asyncio.timeout(wait_s), self._grown:
+                await self._grown.wait_for(lambda: len(self._chain()) > start)
+        except TimeoutError:
+            return
+        finally:
+            self._num_patient -= 1
+
     async def read(
         self, peer: PeerId, start: int, *, wait_s: float = 0.0, wants_in: bool = False
     ) -> ChainPage:
@@ -103,14 +113,17 @@ class ChainSync:
             raise ProtocolViolation(peer, "a chain of another job")
         return page
 
-    async def fetch_heavier(self, peer: PeerId) -> Chain | None:
-        """The peer's chain, wholly checked, where it is heavier than ours, else None.
+    async def fetch_rival(self, peer: PeerId) -> Chain | None:
+        """The peer's chain, wholly checked, or None where ours has all of it.
 
-        Raises TransportError or ProtocolViolation.
+        The longer it proves to be, the longer it may take. Raises TransportError or
+        ProtocolViolation.
         """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         ours = self._chain()
         page = await self.read(peer, len(ours))
-        if not is_heavier(page.num_done, page.head, ours):
+        if not page.length or page.head in (ours.head, *ours.heads):
             return None
         start = len(ours)
         step = 1
@@ -119,13 +132,16 @@ class ChainSync:
             step *= 2
             page = await self.read(peer, start)
         theirs = ours.copy_until(start)
-        while True:
+        while page.certificates:
             for certificate in page.certificates:
                 theirs.extend(certificate)
-            if len(theirs) >= page.length or not page.certificates:
+                await asyncio.sleep(0)  # signatures are checked: let others have their turn
+            if len(theirs) >= page.length:
                 break
+            if loop.time() - started > LOOK_S + LINK_S * (len(theirs) - start):
+                raise PeerTimeout(f"peer={short(peer)} takes too long over its chain")
             page = await self.read(peer, len(theirs))
-        return theirs if is_heavier(theirs.num_done, theirs.head, self._chain()) else None
+        return theirs
 
 
 def _size(certificate: Certificate) -> int:

@@ -3,7 +3,7 @@
 ::
 
     training --every live member is done--> averaging --certificate--> (the round ends)
-       |  stragglers are told to stop          |  an attempt failed
+       |  stragglers are told to stop          |  an attempt failed, or gave different results
        |  and then left out                    +--> the next attempt, without who failed it
 """
 
@@ -13,21 +13,13 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from zoonet.averaging.blame import Pair, differing, to_leave_out
 from zoonet.averaging.chain import has_quorum, share_of
-from zoonet.averaging.messages import Attempt, Round
+from zoonet.averaging.config import Patience
+from zoonet.averaging.messages import Attempt, Round, Voted
+from zoonet.averaging.rules import SPARE_ATTEMPTS
 from zoonet.crypto import PeerId
 from zoonet.ranges import Ranges, difference, is_normal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a coordinator waits, in seconds or as a share of what others took."""
-
-    straggle_share: float = 0.5  # extra training time, of the median member's
-    straggle_s: float = 1.0  # and at least this much
-    stop_s: float = 5.0  # for a stopped straggler to hand over what it has
-    report_s: float = 1.0  # for others to report the same failure
-    certify_s: float = 3.0  # for the certificate, after everyone has voted
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +38,10 @@ class StartAttempt:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Order: end the round in this view; nobody is left who contributes."""
+    """Order: end the round in this view. `suspects` kept it from its certificate."""
 
     reason: str
+    suspects: frozenset[PeerId] = frozenset()
 
 
 Order = StopTraining | StartAttempt | GiveUp
@@ -56,40 +49,52 @@ Order = StopTraining | StartAttempt | GiveUp
 
 @dataclass(slots=True)
 class Conductor:
-    """The coordinator's view of one round. All times are in seconds of one monotonic clock."""
+    """The coordinator's view of one round. All times are in seconds of one monotonic clock.
+
+    `me` is the coordinator itself, whose own word counts where two others contradict each other.
+    `usual_s` is how long its own lease should take it, 0 while unknown: nobody is a straggler
+    before that, whatever others say that they have done.
+    """
 
     round: Round
     started: float
+    me: PeerId
     patience: Patience = field(default_factory=Patience)
+    usual_s: float = 0.0
     done: dict[PeerId, Ranges] = field(default_factory=dict)
     done_after_s: dict[PeerId, float] = field(default_factory=dict)
     lost: set[PeerId] = field(default_factory=set)
     left_out: set[PeerId] = field(default_factory=set)
     stopped: dict[PeerId, float] = field(default_factory=dict)
     attempt: Attempt | None = None
-    reports: dict[PeerId, frozenset[PeerId]] = field(default_factory=dict)
-    first_report: float = 0.0
-    voted: set[PeerId] = field(default_factory=set)
-    all_voted: float = 0.0
+    attempt_began: float = 0.0
+    pairs: set[Pair] = field(default_factory=set)
+    blocked: dict[PeerId, frozenset[PeerId]] = field(default_factory=dict)
+    first_report: float | None = None
+    votes: dict[PeerId, Voted] = field(default_factory=dict)
+    my_vote: float = 0.0
+    all_voted: float | None = None
+
+    # --- events -------------------------------------------------------------------------------
 
     def on_done(self, peer: PeerId, slots: Ranges, now: float) -> list[Order]:
         """A member's pseudo-gradient is complete. Slots that were not leased to it are ignored."""
         leased = self.round.slots_of(peer)
         if peer not in self.round.members or peer in self.done:
             return []
-        if not is_normal(slots) or difference(slots, leased):
+        if not slots or not is_normal(slots) or difference(slots, leased):
             self.left_out.add(peer)
             slots = ()
+        else:
+            self.done_after_s[peer] = now - self.started
         self.done[peer] = slots
-        self.done_after_s[peer] = now - self.started
         return self.on_time(now)
 
     def on_lost(self, peer: PeerId, now: float) -> list[Order]:
         """A member's stream ended, or it has been silent for too long."""
         self.lost.add(peer)
         if self.attempt is not None and peer in self.attempt.contributors:
-            self.reports.setdefault(peer, frozenset({peer}))
-            self.first_report = self.first_report or now
+            self._report(now, {frozenset((peer,))})
         return self.on_time(now)
 
     def on_back(self, peer: PeerId) -> None:
@@ -97,37 +102,53 @@ class Conductor:
         self.lost.discard(peer)
 
     def on_failed(
-        self, peer: PeerId, number: int, missing: Iterable[str], now: float
+        self,
+        peer: PeerId,
+        number: int,
+        missing: Iterable[str],
+        blocked: Iterable[str],
+        now: float,
     ) -> list[Order]:
         """A follower cannot finish the attempt because of others."""
-        if self.attempt is None or number != self.attempt.number:
+        if self.attempt is None or number != self.attempt.number or peer in self.blocked:
             return []
-        known = set(self.attempt.contributors)
-        self.reports[peer] = frozenset(PeerId(name) for name in missing if name in known)
-        self.first_report = self.first_report or now
+        if peer not in self.round.members:
+            return []  # a joiner misses the round, and nobody else does for its sake
+        known = {*self.attempt.contributors}
+        self.blocked[peer] = frozenset(PeerId(name) for name in blocked if name in known)
+        self._report(now, {frozenset((peer, PeerId(name))) for name in missing if name in known})
         return self.on_time(now)
 
-    def on_voted(self, peer: PeerId, number: int, now: float) -> list[Order]:
+    def on_voted(self, peer: PeerId, voted: Voted, now: float) -> list[Order]:
         """A follower has finished the attempt and sent out its vote."""
-        if self.attempt is None or number != self.attempt.number:
+        if self.attempt is None or voted.number != self.attempt.number:
             return []
-        self.voted.add(peer)
-        if not self.all_voted and self._live() <= self.voted:
+        if peer not in self.round.members or peer in self.votes:
+            return []
+        if peer == self.me:
+            self.my_vote = now
+        self.votes[peer] = voted
+        if self.all_voted is None and self._live() <= set(self.votes):
             self.all_voted = now
         return self.on_time(now)
-
-    def _live(self) -> set[PeerId]:
-        return set(self.round.members) - self.lost
 
     def on_time(self, now: float) -> list[Order]:
         """Time passes: call it a few times a second."""
         if not has_quorum(len(self._live()), len(self.round.members)):
             return [GiveUp(f"{len(self.lost)} of {len(self.round.members)} members are lost")]
-        if self.all_voted and now - self.all_voted > self.patience.certify_s:
-            return [GiveUp("everyone has voted, but for different results")]
         if self.attempt is None:
             return self._while_training(now)
-        return self._while_averaging(now)
+        return self._while_averaging(self.attempt, now)
+
+    def _report(self, now: float, pairs: set[Pair]) -> None:
+        self.pairs |= pairs
+        if self.first_report is None:
+            self.first_report = now
+
+    def _live(self) -> set[PeerId]:
+        return set(self.round.members) - self.lost
+
+    # --- training -----------------------------------------------------------------------------
 
     def _while_training(self, now: float) -> list[Order]:
         waiting = [
@@ -135,8 +156,6 @@ class Conductor:
             for peer in self.round.members
             if peer not in self.done and peer not in self.lost and peer not in self.left_out
         ]
-        if not waiting:
-            return self._next_attempt(now)
         orders: list[Order] = []
         for peer in waiting:
             if peer in self.stopped:
@@ -150,23 +169,59 @@ class Conductor:
         return orders
 
     def _is_straggling(self, now: float) -> bool:
-        if 2 * len(self.done) < len(self._live()) or not self.done:
+        working = self._live() - self.left_out
+        num_done = len(self.done_after_s.keys() & working)
+        knows_usual = self.usual_s > 0 or self.me in self.done_after_s
+        if not num_done or not (knows_usual or 2 * num_done > len(working)):
             return False
-        usual_s = statistics.median(self.done_after_s.values())
+        usual_s = max(self.usual_s, statistics.median(self.done_after_s.values()))
+        if 2 * num_done < len(working):
+            usual_s *= self.patience.straggle_factor
         extra_s = max(self.patience.straggle_s, self.patience.straggle_share * usual_s)
         return now - self.started > usual_s + extra_s
 
-    def _while_averaging(self, now: float) -> list[Order]:
-        if not self.reports or self._live() <= self.voted:
-            return []  # nothing failed, or those who failed are gone and the others have voted
-        everyone_told = self._live() <= set(self.reports) | self.voted
-        if everyone_told or now - self.first_report > self.patience.report_s:
+    # --- averaging ----------------------------------------------------------------------------
+
+    def _while_averaging(self, attempt: Attempt, now: float) -> list[Order]:
+        live = self._live()
+        if live <= set(self.votes):
+            # Nothing failed, or those who failed are gone and the others have voted.
+            return self._after_all_votes(attempt, now)
+        if self.first_report is not None:
+            everyone_told = live <= self.blocked.keys() | self.votes.keys()
+            if everyone_told or now - self.first_report > self.patience.report_s:
+                return self._next_attempt(now)
+        return self._without_the_mute(live, now)
+
+    def _without_the_mute(self, live: set[PeerId], now: float) -> list[Order]:
+        """Those who neither vote nor say why, long after this peer itself has voted."""
+        if self.me not in self.votes:
+            return []
+        usual_s = self.my_vote - self.attempt_began
+        if now - self.my_vote < max(self.patience.vote_s, self.patience.vote_factor * usual_s):
+            return []
+        mute = frozenset(live - self.votes.keys())
+        return [GiveUp(f"{len(mute)} members do not vote", mute)]
+
+    def _after_all_votes(self, attempt: Attempt, now: float) -> list[Order]:
+        if self.all_voted is None:
+            self.all_voted = now
+        if now - self.all_voted <= self.patience.certify_s:
+            return []
+        votes = {peer: voted.slices for peer, voted in self.votes.items()}
+        pairs = differing(votes, attempt.contributors)
+        if pairs and to_leave_out(pairs, self.me) & set(attempt.contributors):
+            self.pairs |= pairs
             return self._next_attempt(now)
-        return []
+        mine = self.votes.get(self.me)
+        others = {peer for peer, vote in self.votes.items() if mine and vote.result != mine.result}
+        return [GiveUp("everyone has voted, but for different results", frozenset(others))]
 
     def _next_attempt(self, now: float) -> list[Order]:
-        accused = frozenset().union(*self.reports.values()) if self.reports else frozenset()
-        self.left_out |= accused
+        for peer, blocked in self.blocked.items():
+            # Who says that others failed it tells the coordinator so; who does not is at fault.
+            self.pairs |= {frozenset((peer, one)) for one in blocked if one not in self.blocked}
+        self.left_out |= to_leave_out(self.pairs, self.me)
         absent = self.lost | self.left_out
         contributions = tuple(
             share_of(peer, self.done[peer])
@@ -176,6 +231,8 @@ class Conductor:
         if not contributions:
             return [GiveUp("nobody is left who contributes")]
         number = 0 if self.attempt is None else self.attempt.number + 1
+        if number >= len(self.round.members) + SPARE_ATTEMPTS:
+            return [GiveUp(f"{number} attempts have failed")]
         self.attempt = Attempt(
             job_id=self.round.job_id,
             index=self.round.index,
@@ -184,8 +241,10 @@ class Conductor:
             number=number,
             contributions=contributions,
         )
-        self.reports = {}
-        self.first_report = 0.0
-        self.voted = set()
-        self.all_voted = 0.0
+        self.attempt_began = now
+        self.pairs = set()
+        self.blocked = {}
+        self.first_report = None
+        self.votes = {}
+        self.all_voted = None
         return [StartAttempt(self.attempt)]

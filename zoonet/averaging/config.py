@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from zoonet.averaging.conductor import Patience
 from zoonet.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a coordinator waits, in seconds or as a share of what others took."""
+
+    straggle_share: float = 0.5  # extra training time, of the median member's
+    straggle_s: float = 1.0  # and at least this much
+    straggle_factor: float = 8.0  # of the usual time, while not even half of the members are done
+    stop_s: float = 5.0  # for a stopped straggler to hand over what it has
+    report_s: float = 1.0  # for others to report the same failure
+    vote_factor: float = 4.0  # of the time that the coordinator took to vote, for the others
+    vote_s: float = 20.0  # and at least this much
+    certify_s: float = 3.0  # for the certificate, after everyone has voted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

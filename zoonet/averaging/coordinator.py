@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import msgspec
 from msgspec import msgpack
@@ -21,7 +22,10 @@ from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.deadlines import LearnedTimeout
 from zoonet.averaging.leases import lease
 from zoonet.averaging.messages import (
+    MAX_MEMBERS,
+    MESSAGE_BYTES,
     Beat,
+    Busy,
     Done,
     Failed,
     FromCoordinator,
@@ -35,10 +39,12 @@ from zoonet.averaging.messages import (
 )
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
-from zoonet.errors import ProtocolViolation, RoundFailed, TransportError
-from zoonet.ranges import Ranges
+from zoonet.errors import PeerTimeout, ProtocolViolation, RoundFailed
+from zoonet.ranges import Ranges, count
 from zoonet.records import sign
 from zoonet.transport import Stream
+
+MAX_UNSENT: Final = 64  # messages that wait for a follower to read; then it is lost
 
 log = logging.getLogger(__name__)
 
@@ -53,17 +59,40 @@ class RoundSeat:
     parent: bytes
     roster: tuple[PeerId, ...]  # empty in the first round, which anyone may found
     free: Ranges
+    suspects: frozenset[PeerId] = frozenset()  # not to be planned with
+    leased: Mapping[PeerId, Ranges] = field(default_factory=dict)  # in earlier plans, as seen here
 
 
-@dataclass(slots=True)
 class _Follower:
-    stream: Stream
-    ready: Ready
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """A peer that attends. What it is told waits in a queue, so that nobody waits for it."""
 
-    async def tell(self, message: FromCoordinator) -> None:
-        async with self.lock:
-            await self.stream.send(msgpack.encode(message))
+    def __init__(self, stream: Stream, ready: Ready) -> None:
+        self.stream = stream
+        self.ready = ready
+        self._unsent: asyncio.Queue[FromCoordinator | None] = asyncio.Queue(MAX_UNSENT)
+
+    def tell(self, message: FromCoordinator) -> bool:
+        """Send soon. False where it has not read for too long."""
+        try:
+            self._unsent.put_nowait(message)
+        except asyncio.QueueFull:
+            return False
+        return True
+
+    def dismiss(self) -> None:
+        """End the stream once everything is sent, or at once where that would take too long."""
+        if self._unsent.full():
+            self._unsent.get_nowait()
+        self._unsent.put_nowait(None)
+
+    async def send(self, silence_s: float) -> None:
+        """Send what it is told until it is dismissed. Raises TransportError."""
+        while (message := await self._unsent.get()) is not None:
+            try:
+                async with asyncio.timeout(silence_s):
+                    await self.stream.send(msgpack.encode(message))
+            except TimeoutError as error:
+                raise PeerTimeout(f"peer={short(self.stream.peer_id)} does not read") from error
 
 
 class Coordinator:
@@ -80,19 +109,23 @@ class Coordinator:
     ) -> None:
         self.seat = seat
         self.plan: Round | None = None
+        self.record = b""
+        self.is_over = False
         self._identity = identity
+        self._me = identity.peer_id
         self._clock = clock
         self._config = config
         self._gather_timeout = gather_timeout
         self._applicants = applicants
         self._followers: dict[PeerId, _Follower] = {}
         self._heard: dict[PeerId, float] = {}
+        self._observed: set[PeerId] = set()
         self._conductor: Conductor | None = None
-        self.record = b""
         self._changed = asyncio.Condition()
-        self._is_over = False
+        self._busy_with = b""
         self._is_settled = False
-        self._opened = asyncio.get_running_loop().time()
+        self._opened = self._now()
+        self._seated: float | None = None  # since when the coordinator itself attends
 
     # --- gathering ----------------------------------------------------------------------------
 
@@ -100,20 +133,28 @@ class Coordinator:
         """Gather members, plan the round and lead it until `settle` is called.
 
         Then the streams stay open until the followers, who learn of the certificate by
-        themselves, have closed them. Raises RoundFailed where nobody is left who contributes.
+        themselves, have closed them. Raises RoundFailed where the round cannot be led to its
+        end; `missing` are those who kept it from that.
         """
         try:
             await self._gather()
-            await self._announce_plan()
+            self._announce_plan()
             await self._conduct()
         finally:
-            self._is_over = True
-            for follower in list(self._followers.values()):
-                await follower.stream.close()
+            self.is_over = True
+            for follower in self._followers.values():
+                follower.dismiss()
 
     def settle(self) -> None:
         """The round is certified: there is nothing left to decide."""
         self._is_settled = True
+
+    def stand_down(self, record: bytes) -> None:
+        """This peer is a member of another one's round (its raw plan): who came here is sent there.
+
+        Does nothing once the round is planned.
+        """
+        self._busy_with = record
 
     async def _gather(self) -> None:
         while True:
@@ -122,39 +163,72 @@ class Coordinator:
                     await self._changed.wait_for(self._is_gathered)
                 return
             except TimeoutError:
-                await self._beat()
+                self._check_own_seat()
+                self._tell_all(Beat())
+
+    def _check_own_seat(self) -> None:
+        """Nobody is led by a peer that does not come itself."""
+        if self._busy_with:
+            self._tell_all(Busy(record=self._busy_with))
+            raise RoundFailed("another peer coordinates this round")
+        patience_s = self._gather_timeout.timeout_s + self._config.applicant_s
+        if self._seated is None and self._now() - self._opened > patience_s:
+            raise RoundFailed("this peer itself does not take part in the round")
 
     def _is_gathered(self) -> bool:
-        waited_s = self._now() - self._opened
-        present = set(self._followers)
-        if not self.seat.roster:
-            return len(present) >= self._config.min_founders and (
-                self._applicants() <= present or waited_s > self._config.applicant_s
-            )
-        if not present & set(self.seat.roster):
+        if self._seated is None:
             return False
-        missing = set(self.seat.roster) - present
+        waited_s = self._now() - self._seated
+        present = set(self._followers) - self.seat.suspects
+        applicants = self._applicants() - self.seat.suspects
+        is_complete = applicants <= present or waited_s > self._config.applicant_s
+        if not self.seat.roster:
+            return len(present) >= self._config.min_founders and is_complete
+        missing = set(self.seat.roster) - self.seat.suspects - present
         if missing and waited_s < self._gather_timeout.timeout_s:
             return False
-        return self._applicants() <= present or waited_s > self._config.applicant_s
+        return is_complete
 
-    async def _announce_plan(self) -> None:
-        founders = not self.seat.roster
-        members = {
-            peer: follower.ready
-            for peer, follower in self._followers.items()
-            if founders or peer in self.seat.roster
-        }
-        members = dict(sorted(members.items())[: self._config.max_members])
+    def _announce_plan(self) -> None:
+        self.plan = plan = self._make_plan()
+        now = self._clock.now()
+        self.record = sign(
+            self._identity,
+            plan,
+            sequence=int(now * 1000),
+            expires_at=now + Round.MAX_LIFETIME_S / 2,
+        ).raw
+        speed = self._followers[self._me].ready.slots_per_s
+        self._conductor = Conductor(
+            plan,
+            self._now(),
+            self._me,
+            self._config.patience,
+            count(plan.slots_of(self._me)) / speed if speed > 0 else 0.0,
+        )
+        log.info(
+            "planned round=%d view=%d members=%d joiners=%d",
+            plan.index, plan.view, len(plan.members), len(plan.joiners),
+        )
+        self._tell_all(Planned(record=self.record))
+        for peer in set(self._followers) - {*plan.members, *plan.joiners}:
+            self._followers.pop(peer).dismiss()
+
+    def _make_plan(self) -> Round:
+        roster = self.seat.roster or tuple(self._followers)
+        present = sorted(set(self._followers) - self.seat.suspects - {self._me})
+        others = [peer for peer in present if peer in roster][: self._config.max_members - 1]
+        members = {peer: self._followers[peer].ready for peer in sorted((self._me, *others))}
         room = self._config.max_members - len(members)
-        joiners = sorted(set(self._followers) - set(members))[: max(0, room)]
+        joiners = [peer for peer in present if peer not in members][:room]
         leases = lease(
             self.seat.free,
             members,
             self._config.inner_steps,
             is_dynamic=self._config.is_dynamic,
+            known=self.seat.leased,
         )
-        self.plan = Round(
+        return Round(
             job_id=self.seat.job_id,
             index=self.seat.index,
             view=self.seat.view,
@@ -162,140 +236,149 @@ class Coordinator:
             leases=leases,
             joiners=tuple(joiners),
         )
-        now = self._clock.now()
-        signed = sign(
-            self._identity,
-            self.plan,
-            sequence=int(now * 1000),
-            expires_at=now + Round.MAX_LIFETIME_S / 2,
-        )
-        self.record = signed.raw
-        self._conductor = Conductor(self.plan, self._now(), self._config.patience)
-        log.info(
-            "planned round=%d view=%d members=%d joiners=%d",
-            self.plan.index, self.plan.view, len(members), len(joiners),
-        )
-        for peer in list(self._followers):
-            await self._tell(peer, Planned(record=self.record))
 
     # --- leading ------------------------------------------------------------------------------
 
     async def _conduct(self) -> None:
         assert self._conductor is not None
-        for peer in self._conductor.round.members:
-            self._heard.setdefault(peer, self._now())
         while self._followers or not self._is_settled:
             if not self._is_settled:
-                await self._obey(self._conductor.on_time(self._now()))
+                self._obey(self._conductor.on_time(self._now()))
             await asyncio.sleep(self._config.beat_s)
             for peer, heard in list(self._heard.items()):
                 silent_s = self._now() - heard
                 if silent_s > self._config.silence_s and peer in self._followers:
                     log.warning("peer=%s has been silent for %.1f s", short(peer), silent_s)
-                    await self._lose(peer)
-            await self._beat()
+                    self._lose(peer)
+            self._tell_all(Beat())
 
-    async def _obey(self, orders: list[Order]) -> None:
+    def _obey(self, orders: list[Order]) -> None:
         for order in orders:
             match order:
                 case StopTraining(peer):
                     log.info("stopping straggler peer=%s", short(peer))
-                    await self._tell(peer, Stop())
+                    self._tell(peer, Stop())
                 case StartAttempt(attempt):
                     log.info(
                         "averaging round=%d attempt=%d contributors=%d",
                         attempt.index, attempt.number, len(attempt.contributions),
                     )
-                    for peer in list(self._followers):
-                        await self._tell(peer, Start(attempt=attempt))
-                case GiveUp(reason):
-                    raise RoundFailed(reason)
+                    self._tell_all(Start(attempt=attempt))
+                case GiveUp(reason, suspects):
+                    raise RoundFailed(reason, missing=suspects)
 
-    async def _beat(self) -> None:
+    def _obey_or_end(self, orders: list[Order]) -> None:
+        """Orders that arise in a follower's own stream: giving up is left to `lead`."""
+        if not self._is_settled:
+            self._obey([order for order in orders if not isinstance(order, GiveUp)])
+
+    def _tell_all(self, message: FromCoordinator) -> None:
         for peer in list(self._followers):
-            await self._tell(peer, Beat())
+            self._tell(peer, message)
 
-    async def _tell(self, peer: PeerId, message: FromCoordinator) -> None:
+    def _tell(self, peer: PeerId, message: FromCoordinator) -> None:
         follower = self._followers.get(peer)
-        if follower is None:
-            return
-        try:
-            async with asyncio.timeout(self._config.silence_s):
-                await follower.tell(message)
-        except (TransportError, TimeoutError):
-            await self._lose(peer)
+        if follower is not None and not follower.tell(message):
+            self._lose(peer)
 
-    async def _lose(self, peer: PeerId) -> None:
+    def _lose(self, peer: PeerId) -> None:
         follower = self._followers.pop(peer, None)
         self._heard.pop(peer, None)
+        if peer == self._me:
+            self._seated = None
         if follower is not None:
-            await follower.stream.close()
+            follower.dismiss()
         if self._conductor is not None and peer in self._conductor.round.members:
-            await self._obey_or_end(self._conductor.on_lost(peer, self._now()))
-
-    async def _obey_or_end(self, orders: list[Order]) -> None:
-        """Orders that arise in a follower's own stream: giving up is left to `lead`."""
-        if self._is_settled:
-            return
-        await self._obey([order for order in orders if not isinstance(order, GiveUp)])
+            self._obey_or_end(self._conductor.on_lost(peer, self._now()))
 
     # --- a member's stream --------------------------------------------------------------------
 
     async def attend(self, stream: Stream, ready: Ready) -> None:
         """Serve one member's stream after its Ready, until either side ends it."""
         peer = stream.peer_id
-        if self._is_over:
+        if self.is_over or not self._has_room(peer):
             return
         stale = self._followers.pop(peer, None)
         if stale is not None:
-            await stale.stream.close()
-        follower = _Follower(stream, ready)
-        self._followers[peer] = follower
+            stale.dismiss()
+        follower = self._followers[peer] = _Follower(stream, ready)
         self._heard[peer] = self._now()
+        if peer == self._me:
+            self._seated = self._now()
         if self._conductor is not None:
-            await self._welcome_back(peer)
-        elif peer in self.seat.roster:
-            self._gather_timeout.observe(self._now() - self._opened)
+            self._welcome_back(peer, self._conductor)
+        else:
+            self._observe_arrival(peer)
         async with self._changed:
             self._changed.notify_all()
         try:
-            while True:
-                await self._hear(peer, await stream.receive(256 * 1024))
-        except TransportError:
+            await self._converse(follower)
+        finally:
             if self._followers.get(peer) is follower:
-                await self._lose(peer)
+                self._lose(peer)
 
-    async def _welcome_back(self, peer: PeerId) -> None:
-        assert self._conductor is not None
-        await self._tell(peer, Planned(record=self.record))
-        if peer in self._conductor.round.members:
-            self._conductor.on_back(peer)
-        if self._conductor.attempt is not None:
-            await self._tell(peer, Start(attempt=self._conductor.attempt))
+    def _has_room(self, peer: PeerId) -> bool:
+        """Whoever may be a member always has a place; of others there may be so many."""
+        if peer in self._followers or peer == self._me or peer in self.seat.roster:
+            return True
+        return len(self._followers) < MAX_MEMBERS + len(self.seat.roster)
 
-    async def _hear(self, peer: PeerId, frame: bytes) -> None:
+    def _observe_arrival(self, peer: PeerId) -> None:
+        """Learn how long the others need, from each once, so that nobody can stretch it alone."""
+        if peer in self.seat.roster and peer not in self._observed:
+            self._observed.add(peer)
+            seated = self._now() if self._seated is None else self._seated
+            self._gather_timeout.observe(self._now() - seated)
+
+    async def _converse(self, follower: _Follower) -> None:
+        sending = asyncio.create_task(follower.send(self._config.silence_s))
+        hearing = asyncio.create_task(self._hear_all(follower.stream))
         try:
-            message = decode_from_member(frame)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ProtocolViolation(peer, f"a malformed message: {error}") from error
-        self._heard[peer] = self._now()
-        if self._conductor is None:
+            await asyncio.wait({sending, hearing}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, hearing):
+                task.cancel()
+            ended = await asyncio.gather(sending, hearing, return_exceptions=True)
+        for error in ended:
+            if isinstance(error, Exception):
+                raise error
+
+    def _welcome_back(self, peer: PeerId, conductor: Conductor) -> None:
+        self._tell(peer, Planned(record=self.record))
+        plan = conductor.round
+        if peer not in (*plan.members, *plan.joiners):
+            if peer in self._followers:
+                self._followers.pop(peer).dismiss()
             return
+        if peer in plan.members:
+            conductor.on_back(peer)
+        if conductor.attempt is not None:
+            self._tell(peer, Start(attempt=conductor.attempt))
+
+    async def _hear_all(self, stream: Stream) -> None:
+        while True:
+            frame = await stream.receive(MESSAGE_BYTES)
+            try:
+                message = decode_from_member(frame)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise ProtocolViolation(stream.peer_id, f"a malformed message: {error}") from error
+            self._heard[stream.peer_id] = self._now()
+            if self._conductor is not None:
+                self._obey_or_end(self._orders_on(stream.peer_id, message, self._conductor))
+
+    def _orders_on(self, peer: PeerId, message: object, conductor: Conductor) -> list[Order]:
+        now = self._now()
         match message:
             case Done(slots=slots):
-                await self._obey_or_end(self._conductor.on_done(peer, slots, self._now()))
-            case Failed(number=number, missing=missing):
-                log.info(
-                    "attempt=%d failed at peer=%s missing=%s",
-                    number, short(peer), [short(name) for name in missing],
-                )
-                await self._obey_or_end(
-                    self._conductor.on_failed(peer, number, missing, self._now())
-                )
-            case Voted(number=number):
-                await self._obey_or_end(self._conductor.on_voted(peer, number, self._now()))
-            case Beat() | Ready():
-                pass
+                return conductor.on_done(peer, slots, now)
+            case Failed(number=number, missing=missing, blocked=blocked):
+                names = [short(name) for name in missing]
+                log.info("attempt=%d failed at peer=%s missing=%s", number, short(peer), names)
+                return conductor.on_failed(peer, number, missing, blocked, now)
+            case Voted():
+                return conductor.on_voted(peer, message, now)
+            case _:
+                return []
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

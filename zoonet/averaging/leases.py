@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from zoonet.averaging.messages import Ready, Share
+from zoonet.averaging.messages import MAX_RANGES, Ready, Share
 from zoonet.crypto import PeerId
-from zoonet.ranges import Ranges, count, difference, is_normal, take, union
+from zoonet.ranges import Ranges, count, difference, is_normal, overlaps, take, union
 
 EVEN_SPEEDS = (0.75, 1.33)  # a peer within this share of the median speed counts as even
 SPEED_LIMITS = (0.125, 8.0)
@@ -34,34 +34,73 @@ def local_steps(
     return steps
 
 
+def most_slots(inner_steps: int) -> int:
+    """The most slots that one member may be leased in one round."""
+    return max(1, round(inner_steps * SPEED_LIMITS[1]))
+
+
 def lease(
     free: Ranges,
     members: Mapping[PeerId, Ready],
     inner_steps: int,
     *,
     is_dynamic: bool = True,
+    known: Mapping[PeerId, Ranges] | None = None,
 ) -> tuple[Share, ...]:
     """Hand out slots to members, in the order of their ids.
 
     A member keeps the slots that it has trained but that no round has certified yet (`carried`),
-    where they are free and nobody else carries them; the rest are new. Towards the end of the
-    job what is left is shared out in the same proportions.
+    where they are free and nobody else has a better claim; the rest are new. `known` says which
+    slots the coordinator has seen leased to whom before: that claim is the better one, and of two
+    who merely say so neither gets them. Towards the end of the job what is left is shared out in
+    the same proportions.
     """
     speeds = {peer: members[peer].slots_per_s for peer in sorted(members)}
     wanted = local_steps(speeds, inner_steps, is_dynamic=is_dynamic)
-    carried: dict[PeerId, Ranges] = {}
-    for peer in sorted(members):
-        claim = members[peer].carried
-        is_free = is_normal(claim) and not difference(claim, free)
-        carried[peer] = claim if is_free else ()
-        free = difference(free, carried[peer])
+    pieces = max(1, MAX_RANGES // max(1, len(members)))
+    claims = {peer: members[peer].carried for peer in speeds}
+    carried = _settle(claims, free, known or {}, most_slots(inner_steps), pieces // 2)
+    free = difference(free, (piece for kept in carried.values() for piece in kept))
     new = {peer: max(0, wanted[peer] - count(carried[peer])) for peer in wanted}
     new = _fit(new, count(free))
     shares = []
-    for peer in sorted(members):
-        taken, free = take(free, new[peer])
+    for peer in speeds:
+        taken, _ = take(free, new[peer])
+        taken = taken[: pieces - len(carried[peer])]
+        free = difference(free, taken)
         shares.append(Share(peer, union(carried[peer], taken)))
     return tuple(shares)
+
+
+def _settle(
+    claims: Mapping[PeerId, Ranges],
+    free: Ranges,
+    known: Mapping[PeerId, Ranges],
+    most: int,
+    most_pieces: int,
+) -> dict[PeerId, Ranges]:
+    """What each member keeps of the work that it says it has done; all of its claim or nothing."""
+    sound = {
+        peer: claim
+        for peer, claim in claims.items()
+        if is_normal(claim)
+        and len(claim) <= most_pieces
+        and count(claim) <= most
+        and not difference(claim, free)
+    }
+    seen = {peer for peer, claim in sound.items() if not difference(claim, known.get(peer, ()))}
+    kept: dict[PeerId, Ranges] = dict.fromkeys(claims, ())
+    taken: Ranges = ()
+    for peer in sorted(seen):
+        if not overlaps(sound[peer], taken):
+            kept[peer] = sound[peer]
+            taken = union(taken, sound[peer])
+    unseen = set(sound) - seen
+    for peer in unseen:
+        rivals = (piece for other in unseen - {peer} for piece in sound[other])
+        if not overlaps(sound[peer], (*taken, *rivals)):
+            kept[peer] = sound[peer]
+    return kept
 
 
 def _fit(wanted: dict[PeerId, int], available: int) -> dict[PeerId, int]:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import msgpack
 
-from zoonet.averaging.butterfly import Averager
+from zoonet.averaging.butterfly import AttemptFailed, Averager
+from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.messages import (
+    MESSAGE_BYTES,
     Attempt,
     Beat,
     Busy,
@@ -25,16 +27,18 @@ from zoonet.averaging.messages import (
     Ready,
     Round,
     RoundResult,
+    Share,
     Start,
     Stop,
     Voted,
     decode_from_coordinator,
 )
 from zoonet.averaging.replica import Replica
+from zoonet.averaging.rules import check_attempt, check_plan
 from zoonet.clock import Clock
 from zoonet.crypto import PeerId, short
-from zoonet.errors import ProtocolViolation, RoundFailed, WorkLost
-from zoonet.ranges import Ranges, count, difference, is_normal, overlaps, union
+from zoonet.errors import PeerTimeout, ProtocolViolation, RoundFailed, WorkLost
+from zoonet.ranges import Ranges, count, difference, union
 from zoonet.records import verify
 from zoonet.transport import Stream
 
@@ -42,15 +46,27 @@ log = logging.getLogger(__name__)
 
 
 class StandsElsewhere(RoundFailed):
-    """The coordinator has another chain."""
+    """The coordinator has another chain, of that length."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__("the coordinator stands at another head")
+        self.length = length
 
 
 class NotInvited(RoundFailed):
-    """The round is under way without this peer; `plan` says with whom."""
+    """The round is under way without this peer; `plan` says with whom.
 
-    def __init__(self, plan: Round) -> None:
+    `is_hearsay` tells that not its coordinator said so, but a member of it.
+    """
+
+    def __init__(self, plan: Round, *, is_hearsay: bool) -> None:
         super().__init__(f"round {plan.index} is under way without this peer")
         self.plan = plan
+        self.is_hearsay = is_hearsay
+
+
+class NoPlan(RoundFailed):
+    """The coordinator is there, but plans nothing."""
 
 
 @dataclass(slots=True)
@@ -64,7 +80,7 @@ class LocalWork:
 class MemberEvents:
     """What the outside wants to know of, or must do, while a round runs."""
 
-    on_plan: Callable[[Round], Awaitable[None]]  # bring the replica to the round's parent state
+    on_plan: Callable[[Round, bytes], Awaitable[None]]  # bring the replica to the parent state
     on_phase: Callable[[str], None]
     on_staged: Callable[[RoundResult], Awaitable[None]]  # vote for it
 
@@ -89,54 +105,50 @@ class Member:
         self._averager = averager
         self._work = work
         self._events = events
-        self._attempts: asyncio.Queue[Attempt] = asyncio.Queue()
+        self._attempts: asyncio.Queue[Attempt] = asyncio.Queue(1)  # the newest
+        self._last_attempt = -1
         self._lock = asyncio.Lock()
         self.plan: Round | None = None
         self.record = b""  # the plan as its coordinator signed it
 
     async def follow(
-        self,
-        stream: Stream,
-        ready: Ready,
-        *,
-        num_done: int,
-        free: Ranges,
-        plan_timeout_s: float | None,
+        self, stream: Stream, ready: Ready, chain: Chain, *, plan_timeout_s: float
     ) -> None:
         """Play the round to the end of the stream or until cancelled.
 
-        The caller cancels it when the round's certificate is there. Raises RoundFailed (or a
-        subclass of it), TransportError or TrainingError.
+        The caller cancels it when the round's certificate is there. Raises a group of RoundFailed
+        (or a subclass of it), TransportError, ProtocolViolation or TrainingError.
         """
         await self._say(stream, ready)
-        try:
-            async with asyncio.timeout(plan_timeout_s):
-                self.plan = await self._receive_plan(stream, ready)
-        except TimeoutError as error:
-            raise RoundFailed(f"no plan after {plan_timeout_s} s") from error
-        if self._peer_id not in (*self.plan.members, *self.plan.joiners):
-            raise NotInvited(self.plan)
         async with asyncio.TaskGroup() as tasks:
-            listener = tasks.create_task(self._listen(stream))
-            beater = tasks.create_task(self._beat(stream))
-            await self._events.on_plan(self.plan)
+            tasks.create_task(self._beat(stream))
+            try:
+                async with asyncio.timeout(plan_timeout_s):
+                    self.plan = await self._receive_plan(stream, chain)
+            except TimeoutError as error:
+                raise NoPlan(f"no plan after {plan_timeout_s:.0f} s") from error
+            if self._peer_id not in (*self.plan.members, *self.plan.joiners):
+                raise NotInvited(self.plan, is_hearsay=False)
+            tasks.create_task(self._listen(stream))
+            await self._events.on_plan(self.plan, self.record)
             if self._peer_id in self.plan.members:
-                await self._train(stream, num_done, free)
+                await self._train(stream, chain.num_done)
             self._events.on_phase("averaging")
             await self._average(stream)
-            listener.cancel()
-            beater.cancel()
 
     # --- talking ------------------------------------------------------------------------------
 
     async def _say(self, stream: Stream, message: FromMember) -> None:
-        async with self._lock:
-            await stream.send(msgpack.encode(message))
+        try:
+            async with asyncio.timeout(self._config.silence_s), self._lock:
+                await stream.send(msgpack.encode(message))
+        except TimeoutError as error:
+            raise PeerTimeout(f"peer={short(stream.peer_id)} does not read") from error
 
     async def _hear(self, stream: Stream) -> FromCoordinator:
         try:
             async with asyncio.timeout(self._config.silence_s):
-                frame = await stream.receive(256 * 1024)
+                frame = await stream.receive(MESSAGE_BYTES)
             return decode_from_coordinator(frame)
         except TimeoutError as error:
             raise RoundFailed(
@@ -146,67 +158,50 @@ class Member:
         except (msgspec.DecodeError, RecursionError) as error:
             raise ProtocolViolation(stream.peer_id, f"a malformed message: {error}") from error
 
-    async def _receive_plan(self, stream: Stream, ready: Ready) -> Round:
+    async def _receive_plan(self, stream: Stream, chain: Chain) -> Round:
         while True:
-            beats = asyncio.create_task(self._beat(stream))
-            try:
-                message = await self._hear(stream)
-            finally:
-                beats.cancel()
-            match message:
+            match await self._hear(stream):
                 case Planned(record=raw):
-                    plan = self._check_plan(stream.peer_id, raw, ready)
+                    plan = self._read_plan(stream.peer_id, stream.peer_id, raw, chain)
                     self.record = raw
                     return plan
-                case Elsewhere():
-                    raise StandsElsewhere("the coordinator stands at another head")
+                case Elsewhere(length=length):
+                    raise StandsElsewhere(length)
                 case Busy(record=raw):
-                    record = verify(raw, now=self._clock.now()).expect(Round)
-                    raise NotInvited(record.body)
+                    plan = self._read_plan(stream.peer_id, None, raw, chain)
+                    raise NotInvited(plan, is_hearsay=True)
                 case _:
                     continue
 
-    def _check_plan(self, coordinator: PeerId, raw: bytes, ready: Ready) -> Round:
+    def _read_plan(
+        self, teller: PeerId, coordinator: PeerId | None, raw: bytes, chain: Chain
+    ) -> Round:
+        """Check a plan that somebody showed us, of a certain coordinator or of any."""
         record = verify(raw, now=self._clock.now()).expect(Round)
         plan: Round = record.body
-        if record.author != coordinator:
-            raise ProtocolViolation(coordinator, "a round that another peer planned")
-        if (plan.job_id, plan.index, plan.parent) != (ready.job_id, ready.length, ready.head):
-            raise ProtocolViolation(coordinator, "a plan of another round")
-        taken: Ranges = ()
-        for share in plan.leases:
-            if not is_normal(share.slots) or overlaps(taken, share.slots):
-                raise ProtocolViolation(coordinator, "a plan that leases a slot twice")
-            taken = union(taken, share.slots)
+        if coordinator is not None and record.author != coordinator:
+            raise ProtocolViolation(teller, "a round that another peer planned")
+        if coordinator is None and record.author == self._peer_id:
+            raise ProtocolViolation(teller, "a plan of this peer itself, which it knows of")
+        check_plan(plan, record.author, chain, self._config)
         return plan
 
     async def _listen(self, stream: Stream) -> None:
+        assert self.plan is not None
         while True:
             match await self._hear(stream):
                 case Stop():
                     self._replica.stop()
                 case Start(attempt=attempt):
-                    self._attempts.put_nowait(self._check_attempt(stream.peer_id, attempt))
+                    mine = Share(self._peer_id, self._work.carried)
+                    last = self._last_attempt
+                    check_attempt(attempt, self.plan, stream.peer_id, mine=mine, last=last)
+                    self._last_attempt = attempt.number
+                    while not self._attempts.empty():
+                        self._attempts.get_nowait()
+                    self._attempts.put_nowait(attempt)
                 case _:
                     continue
-
-    def _check_attempt(self, coordinator: PeerId, attempt: Attempt) -> Attempt:
-        plan = self.plan
-        assert plan is not None
-        same = (plan.job_id, plan.index, plan.view, plan.parent)
-        if (attempt.job_id, attempt.index, attempt.view, attempt.parent) != same:
-            raise ProtocolViolation(coordinator, "an attempt of another round")
-        peers = list(attempt.contributors)
-        if not peers or peers != sorted(set(peers)) or not set(peers) <= set(plan.members):
-            raise ProtocolViolation(coordinator, "an attempt with contributors that are no members")
-        mine = next((s.slots for s in attempt.contributions if s.peer == self._peer_id), None)
-        if mine is not None and mine != self._work.carried:
-            raise ProtocolViolation(coordinator, "an attempt with other slots than were reported")
-        for share in attempt.contributions:
-            leased = plan.slots_of(PeerId(share.peer))
-            if not share.slots or not is_normal(share.slots) or difference(share.slots, leased):
-                raise ProtocolViolation(coordinator, "an attempt with slots that were not leased")
-        return attempt
 
     async def _beat(self, stream: Stream) -> None:
         while True:
@@ -215,11 +210,9 @@ class Member:
 
     # --- working ------------------------------------------------------------------------------
 
-    async def _train(self, stream: Stream, num_done: int, free: Ranges) -> None:
+    async def _train(self, stream: Stream, num_done: int) -> None:
         assert self.plan is not None
         leased = self.plan.slots_of(self._peer_id)
-        if difference(leased, free):
-            raise ProtocolViolation(stream.peer_id, "a lease of slots that are done already")
         if difference(self._work.carried, leased):
             log.info("local work was not taken on; dropping slots=%d", count(self._work.carried))
             await self._replica.drop_local()
@@ -274,15 +267,17 @@ class Member:
         assert self.plan is not None
         contributes = self._peer_id in attempt.contributors
         contribution_P = await self._replica.pseudo_gradient() if contributes else None
+        followers = frozenset((*self.plan.members, *map(PeerId, self.plan.joiners)))
         try:
-            mean_P = await self._averager.average(attempt, contribution_P)
-        except RoundFailed as error:
+            mean = await self._averager.average(attempt, contribution_P, followers)
+        except AttemptFailed as error:
             log.info("attempt=%d failed: %s", attempt.number, error)
+            missing, blocked = tuple(sorted(error.missing)), tuple(sorted(error.blocked))
             await self._say(
-                stream, Failed(number=attempt.number, missing=tuple(sorted(error.missing)))
+                stream, Failed(number=attempt.number, missing=missing, blocked=blocked)
             )
             return
-        state = await self._replica.stage(mean_P)
+        state = await self._replica.stage(mean.mean_P)
         result = RoundResult(
             job_id=attempt.job_id,
             index=attempt.index,
@@ -294,5 +289,5 @@ class Member:
             state=state,
         )
         await self._events.on_staged(result)
-        await self._say(stream, Voted(number=attempt.number))
-
+        voted = Voted(number=attempt.number, result=result.digest(), slices=mean.slices)
+        await self._say(stream, voted)

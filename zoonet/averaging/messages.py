@@ -17,11 +17,15 @@ from zoonet.records.envelope import Body, canonical, register
 from zoonet.records.kinds import Digest, JobId, Natural
 
 MAX_MEMBERS: Final = 256
-MAX_RANGES: Final = 4096
+MAX_RANGES: Final = 1024  # of all shares of one round, so that it fits into its record
+MAX_VIEW: Final = 1_000_000
+MESSAGE_BYTES: Final = 256 * 1024  # at most, of one message between member and coordinator
 
 Peer = Annotated[str, Meta(max_length=64)]
 Slots = Annotated[tuple[Range, ...], Meta(max_length=MAX_RANGES)]
 Peers = Annotated[tuple[Peer, ...], Meta(max_length=MAX_MEMBERS)]
+View = Annotated[int, Meta(ge=0, le=MAX_VIEW)]
+Digests = Annotated[tuple[Digest, ...], Meta(max_length=MAX_MEMBERS)]
 
 
 class Share(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -44,7 +48,7 @@ class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     job_id: JobId
     index: Natural
-    view: Natural
+    view: View
     parent: Digest
     leases: Shares
     joiners: Peers = ()
@@ -67,7 +71,7 @@ class Attempt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     job_id: JobId
     index: Natural
-    view: Natural
+    view: View
     parent: Digest
     number: Natural
     contributions: Shares
@@ -87,7 +91,7 @@ class RoundResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     job_id: JobId
     index: Natural
-    view: Natural
+    view: View
     parent: Digest
     members: Peers
     joiners: Peers
@@ -137,7 +141,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready", forbid_unknown_field
     job_id: JobId
     length: Natural
     head: Digest
-    view: Natural
+    view: View
     slots_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
     carried: Slots = ()  # trained, but not averaged in yet
 
@@ -155,16 +159,26 @@ class Done(Struct, frozen=True, kw_only=True, tag="done", forbid_unknown_fields=
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fields=True):
-    """Member: this attempt cannot be finished; these peers are missing."""
+    """Member: this attempt cannot be finished.
+
+    `missing` failed me; `blocked` told me that others failed them, as they tell the coordinator.
+    """
 
     number: Natural
     missing: Peers
+    blocked: Peers = ()
 
 
 class Voted(Struct, frozen=True, kw_only=True, tag="voted", forbid_unknown_fields=True):
-    """Member: this attempt is finished here, and my vote is out."""
+    """Member: this attempt is finished here, and my vote for this result is out.
+
+    `slices` are digests of the mean's slices, by contributor: where results differ, they tell
+    whose slice it was that came in two forms.
+    """
 
     number: Natural
+    result: Digest
+    slices: Digests = ()
 
 
 class Planned(Struct, frozen=True, kw_only=True, tag="planned", forbid_unknown_fields=True):

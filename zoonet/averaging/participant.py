@@ -4,43 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
 
-import msgspec
-from msgspec import Struct, msgpack
+from msgspec import Struct
 
 from zoonet.averaging.ballot import Ballot
 from zoonet.averaging.butterfly import Averager
-from zoonet.averaging.chain import Chain, coordinators, is_heavier
+from zoonet.averaging.chain import Chain, coordinators, has_quorum, replaces, split_of
 from zoonet.averaging.chain_sync import ChainSync
+from zoonet.averaging.chair import GATHER_FLOOR_S, Chair
 from zoonet.averaging.config import RoundsConfig
-from zoonet.averaging.coordinator import Coordinator, RoundSeat
 from zoonet.averaging.deadlines import LearnedTimeout
 from zoonet.averaging.member import (
     LocalWork,
     Member,
     MemberEvents,
+    NoPlan,
     NotInvited,
     StandsElsewhere,
 )
 from zoonet.averaging.messages import (
-    Busy,
     Certificate,
-    Elsewhere,
     Ready,
     Round,
     RoundResult,
     Vote,
     cast_vote,
-    decode_from_member,
 )
 from zoonet.averaging.replica import Replica
+from zoonet.averaging.rivals import Rivals
 from zoonet.averaging.state_sync import StateSync
+from zoonet.averaging.suspects import Suspects
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import (
+    PeerTimeout,
     ProtocolViolation,
     RoundFailed,
     ShardUnavailable,
@@ -50,12 +52,17 @@ from zoonet.errors import (
 from zoonet.ranges import overlaps
 from zoonet.transport import Stream, Transport, call, local_pair, serve_calls
 
-MAX_APPLICANTS = 64
-APPLICATION_S = 60.0
-VOTE_TIMEOUT_S = 10.0
-NUM_POLLED = 4
-AVOID_S = 3.0  # a founder that cannot be reached is passed over for this long
-FOUNDING_S = 2.0  # without a plan for this long, a founder looks again who is there
+VOTE_TIMEOUT_S: Final = 10.0
+NUM_POLLED: Final = 4
+AVOID_S: Final = 3.0  # a founder that cannot be reached is passed over for this long
+FOUNDING_S: Final = 2.0  # without a plan for this long, a founder looks again who is there
+PLAN_S: Final = 45.0  # for a plan; a coordinator gathers for 30 s at most
+CATCH_UP_S: Final = 30.0  # for a look at the chains there are, before founding another one
+MINORITY_S: Final = 60.0  # before a round is believed in that most of the roster has no part in
+MAX_REFUSALS: Final = 8  # times that a coordinator may send this peer elsewhere, for one head
+ROUND_SLACK: Final = 2.0  # of the learned duration of a round, before it is given up
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -107,16 +114,24 @@ class Participant:
         self._ballot = Ballot()
         self._grown = asyncio.Condition()
         self._extending = asyncio.Lock()
-        self._rivals: dict[PeerId, tuple[int, bytes]] = {}
-        self._applications: dict[PeerId, float] = {}
-        self._seats: dict[tuple[bytes, int], tuple[Coordinator, asyncio.Task[None]]] = {}
-        self._following: Member | None = None
+        self._plan: Round | None = None  # of the round that this peer takes part in
+        self._planned_at = 0.0
+        self._ready_at = 0.0
+        self._grew_at = 0.0
         self._view = 0
+        self._num_refusals = 0
         self._avoided: dict[PeerId, float] = {}
-        self._background: set[asyncio.Task[None]] = set()
-        self._gather_timeout = LearnedTimeout(first_s=15.0, floor_s=2.0, ceiling_s=60.0)
+        self._suspects = Suspects()
+        self._round_timeout = LearnedTimeout(first_s=600.0, floor_s=30.0, ceiling_s=7200.0)
+        self._background: set[asyncio.Task[Any]] = set()
+        self._chair = Chair(
+            identity, clock, config, lambda: self.chain, self._founders, self._suspects
+        )
         self._chain_sync = ChainSync(
-            transport, lambda: self.chain, self._grown, self._on_applicant
+            transport, lambda: self.chain, self._grown, self._chair.apply
+        )
+        self._rivals = Rivals(
+            self._chain_sync, lambda: self.chain, self._switch, lambda: self._plan is None
         )
         self._state_sync = StateSync(transport, chain.job_id, replica)
         self._round_protocol = f"/zoonet/{chain.job_id}/round/1"
@@ -134,58 +149,76 @@ class Participant:
 
         Raises TrainingError.
         """
+        self._grew_at = self._now()
+        looking = asyncio.create_task(self._rivals.run())
         try:
             while not (self.chain.is_finished and self._is_up_to_date):
-                length = len(self.chain)
+                head = self.chain.head
                 try:
                     await self._play()
                 except (RoundFailed, TransportError, ProtocolViolation) as error:
-                    log.info("round=%d view=%d %s", length, self._view, error)
-                    await self._wait_for_growth(length, self._config.beat_s)
+                    log.info("round=%d view=%d %s", len(self.chain), self._view, error)
+                    await self._wait_for_growth(head, self._config.beat_s)
         finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
             await self._close()
 
     def hint(self, peer: PeerId, num_done: int, head: bytes) -> None:
-        """Somebody says where its chain stands; a heavier one is looked at between rounds."""
-        is_worth_it = peer != self._me and is_heavier(num_done, head, self.chain)
-        if is_worth_it and len(self._rivals) < MAX_APPLICANTS:
-            self._rivals[peer] = (num_done, head)
+        """Somebody says where its chain stands; if that is elsewhere it is looked at."""
+        if peer != self._me and num_done > 0:
+            self._rivals.note(peer, head)
 
     # --- one round ----------------------------------------------------------------------------
 
     async def _play(self) -> None:
-        await self._look_at_rivals()
-        length = len(self.chain)
-        roster = self.chain.roster
+        if not self.chain.roster:
+            await self._rivals.settled(CATCH_UP_S)
+        head, length, roster = self.chain.head, len(self.chain), self.chain.roster
         if self.chain.is_finished:
             await self._bring_up_to_date(roster)
             return
         if self._me in roster or not roster:
             await self._bring_up_to_date(roster)
-        order = coordinators(self.chain.head, roster or self._founders())
-        coordinator = order[self._view % len(order)]
+        coordinator = self._next_coordinator(roster)
         self._events.on_phase("waiting" if self._me in roster or not roster else "joining")
         try:
-            await self._follow(coordinator, length)
+            await self._follow(coordinator, head)
         except NotInvited as error:
-            await self._wait_outside(error.plan, length)
-        except StandsElsewhere:
-            self._rivals[coordinator] = (0, b"")
-            await self._wait_for_growth(length, self._config.beat_s)
-        except ProtocolViolation as error:
+            await self._without_invitation(error, coordinator, head)
+        except StandsElsewhere as error:
+            await self._after_elsewhere(error, coordinator, head)
+        except (ProtocolViolation, NoPlan) as error:
             log.warning("round=%d view=%d %s", length, self._view, error)
-            await self._next_view(length)
+            if roster or isinstance(error, ProtocolViolation):
+                self._suspect(coordinator, str(error))
+            await self._next_view(head, coordinator)
         except (RoundFailed, TransportError) as error:
             log.info("round=%d view=%d ended early: %s", length, self._view, error)
-            if not roster:
-                self._avoided[coordinator] = asyncio.get_running_loop().time() + AVOID_S
-            await self._next_view(length)
+            await self._next_view(head, coordinator)
 
-    async def _next_view(self, length: int) -> None:
-        """Give the votes that are under way a moment; then it is the next coordinator's turn."""
-        await self._wait_for_growth(length, self._config.beat_s)
-        if len(self.chain) == length and self.chain.roster:
+    def _next_coordinator(self, roster: tuple[PeerId, ...]) -> PeerId:
+        """Whose turn it is in this view, or in the next one where that is a suspect's."""
+        order = coordinators(self.chain.head, roster or self._founders())
+        suspects = self._suspects.at(self._now()) - {self._me}
+        for _ in order:
+            if order[self._view % len(order)] not in suspects:
+                break
             self._view += 1
+        return order[self._view % len(order)]
+
+    async def _next_view(self, head: bytes, coordinator: PeerId) -> None:
+        """Give the votes that are under way a moment; then it is the next coordinator's turn."""
+        if not self.chain.roster:
+            self._avoided[coordinator] = self._now() + AVOID_S
+        await self._wait_for_growth(head, self._config.beat_s)
+        self._num_refusals = 0
+        if self.chain.head == head and self.chain.roster:
+            self._view += 1
+
+    def _suspect(self, peer: PeerId, reason: str) -> None:
+        if peer != self._me:
+            self._suspects.note(peer, reason, self._now())
 
     def _founders(self) -> set[PeerId]:
         """Who may found the job, without those that could not be reached a moment ago.
@@ -193,48 +226,52 @@ class Participant:
         In the first round there is no roster that fixes an order of coordinators, and everybody
         knows of others at another time: so all keep coming back to the first whom they reach.
         """
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         avoided = {peer for peer, until in self._avoided.items() if until > now}
-        return (self._events.founders() - avoided) | {self._me}
+        return (self._events.founders() - avoided - self._suspects.at(now)) | {self._me}
 
-    async def _follow(self, coordinator: PeerId, length: int) -> None:
+    async def _follow(self, coordinator: PeerId, head: bytes) -> None:
         """Follow the coordinator until the chain has grown. Raises what ended it before."""
-        view = self._view
         member = Member(
             self._me, self._clock, self._config, self._replica, self._averager, self._work,
-            MemberEvents(self._on_plan, self._events.on_phase, self._on_staged),
+            MemberEvents(
+                partial(self._on_plan, coordinator), self._events.on_phase, self._on_staged
+            ),
         )
         ready = Ready(
             job_id=self.chain.job_id,
-            length=length,
-            head=self.chain.head,
-            view=view,
+            length=len(self.chain),
+            head=head,
+            view=self._view,
             slots_per_s=self._replica.slots_per_s,
             carried=self._work.carried,
         )
-        self._following = member
+        timeout_s = PLAN_S if self.chain.roster else FOUNDING_S
+        self._ready_at = self._now()
         try:
             async with self._stream_to(coordinator, ready) as stream:
                 following = asyncio.create_task(
-                    member.follow(
-                        stream,
-                        ready,
-                        num_done=self.chain.num_done,
-                        free=self.chain.free,
-                        plan_timeout_s=None if self.chain.roster else FOUNDING_S,
-                    )
+                    member.follow(stream, ready, self.chain, plan_timeout_s=timeout_s)
                 )
-                await self._until_grown(following, length)
+                await self._until_grown(following, head, coordinator)
         except BaseExceptionGroup as group:
             raise _first(group) from group
         finally:
-            self._following = None
+            self._plan = None
+            self._chair.left_round()
+            self._rivals.wake()
 
-    async def _until_grown(self, following: asyncio.Task[None], length: int) -> None:
-        growing = asyncio.create_task(self._wait_for_growth(length, None))
+    async def _until_grown(
+        self, following: asyncio.Task[None], head: bytes, coordinator: PeerId
+    ) -> None:
+        patience_s = PLAN_S + ROUND_SLACK * self._round_timeout.timeout_s
+        growing = asyncio.create_task(self._wait_for_growth(head, patience_s))
         try:
             await asyncio.wait({following, growing}, return_when=asyncio.FIRST_COMPLETED)
-            if len(self.chain) == length:
+            if self.chain.head == head:
+                if growing.done():
+                    self._suspect(coordinator, f"a round without an end in {patience_s:.0f} s")
+                    raise RoundFailed(f"the round has taken more than {patience_s:.0f} s")
                 await following
         finally:
             for task in (following, growing):
@@ -244,15 +281,15 @@ class Participant:
     @asynccontextmanager
     async def _stream_to(self, coordinator: PeerId, ready: Ready) -> AsyncIterator[Stream]:
         if coordinator != self._me:
-            async with asyncio.timeout(self._config.silence_s):
-                stream = await self._transport.open(coordinator, self._round_protocol)
+            stream = await self._open(coordinator)
             try:
                 yield stream
             finally:
                 await stream.close()
             return
         near, far = local_pair(self._me)
-        attending = asyncio.create_task(self._seat(ready.view).attend(far, ready))
+        attending = asyncio.create_task(self._chair.attend(far, ready))
+        attending.add_done_callback(lambda _: self._spawn(far.close()))
         try:
             yield near
         finally:
@@ -261,7 +298,22 @@ class Participant:
             attending.cancel()
             await asyncio.gather(attending, return_exceptions=True)
 
-    async def _on_plan(self, plan: Round) -> None:
+    async def _open(self, coordinator: PeerId) -> Stream:
+        try:
+            async with asyncio.timeout(self._config.silence_s):
+                return await self._transport.open(coordinator, self._round_protocol)
+        except TimeoutError as error:
+            raise PeerTimeout(f"peer={short(coordinator)} cannot be reached in time") from error
+
+    async def _on_plan(self, coordinator: PeerId, plan: Round, record: bytes) -> None:
+        self._chair.saw_plan(plan, record, coordinator)
+        if self.chain.roster:
+            self._view = plan.view
+        self._plan = plan
+        self._planned_at = self._now()
+        certificate = self._ballot.admit(self.chain, plan)
+        if certificate is not None:
+            self._spawn(self._extend(certificate))
         await self._bring_up_to_date(plan.members)
 
     async def _on_staged(self, result: RoundResult) -> None:
@@ -285,8 +337,10 @@ class Participant:
     # --- votes and growth ---------------------------------------------------------------------
 
     async def _on_vote(self, peer: PeerId, cast: VoteCast) -> Counted:
+        if cast.vote.peer != peer:
+            raise ProtocolViolation(peer, "somebody else's vote")
         if cast.result.index > len(self.chain):
-            self._rivals[peer] = (0, b"")
+            self._rivals.note(peer)
         elif cast.result.parent == self.chain.head:
             await self._count(cast.result, cast.vote)
         return Counted()
@@ -299,47 +353,47 @@ class Participant:
             await self._extend(certificate)
 
     async def _extend(self, certificate: Certificate) -> None:
-        """Apply a certified round: the one vote that ends it."""
+        """Apply a certified round: the one vote that ends it. Goes on where it is cancelled."""
+        await asyncio.shield(self._spawn(self._append(certificate)))
+
+    async def _append(self, certificate: Certificate) -> None:
         async with self._extending:
-            result = certificate.result
-            if result.parent != self.chain.head:
+            if certificate.result.parent != self.chain.head:
                 return
             self.chain.extend(certificate)
-            is_merged = any(share.peer == self._me for share in result.contributions)
-            is_here = await self._replica.commit(result.state, is_merged=is_merged)
-            if is_merged:
-                self._work.carried = ()
-            elif overlaps(self._work.carried, self.chain.done):
-                await self._replica.drop_local()
-                self._work.carried = ()
-            log.info(
-                "certified round=%d members=%d contributors=%d applied=%s",
-                result.index, len(result.members), len(result.contributions), is_here,
-            )
+            await self._apply(certificate.result)
             await self._grew()
         await self._events.on_round(certificate)
 
+    async def _apply(self, result: RoundResult) -> None:
+        """Bring replica and local work behind a certified round."""
+        is_merged = any(share.peer == self._me for share in result.contributions)
+        is_here = await self._replica.commit(result.state, is_merged=is_merged)
+        if is_merged:
+            self._work.carried = ()
+        elif overlaps(self._work.carried, self.chain.done):
+            await self._replica.drop_local()
+            self._work.carried = ()
+        log.info(
+            "certified round=%d members=%d contributors=%d applied=%s",
+            result.index, len(result.members), len(result.contributions), is_here,
+        )
+
     async def _grew(self) -> None:
+        if self._plan is not None:
+            self._round_timeout.observe(self._now() - self._planned_at)
         self._view = 0
-        for key, (coordinator, leading) in list(self._seats.items()):
-            if key[0] != self.chain.head:
-                coordinator.settle()
-                self._spawn(self._retire(leading))
-                del self._seats[key]
+        self._num_refusals = 0
+        self._grew_at = self._now()
+        self._chair.grew()
         async with self._grown:
             self._grown.notify_all()
 
-    async def _retire(self, leading: asyncio.Task[None]) -> None:
-        """Let a coordinator's streams live on until the votes have reached its followers."""
-        await asyncio.wait({leading}, timeout=self._config.patience.certify_s)
-        leading.cancel()
-        await asyncio.gather(leading, return_exceptions=True)
-
-    async def _wait_for_growth(self, length: int, timeout_s: float | None) -> None:
-        """Return when the chain is longer than `length`, or the time is over."""
+    async def _wait_for_growth(self, head: bytes, timeout_s: float | None) -> None:
+        """Return when the chain stands elsewhere than at this head, or the time is over."""
         try:
             async with asyncio.timeout(timeout_s), self._grown:
-                await self._grown.wait_for(lambda: len(self.chain) > length)
+                await self._grown.wait_for(lambda: self.chain.head != head)
         except TimeoutError:
             return
 
@@ -365,149 +419,138 @@ class Participant:
         last = self.chain.last
         return last is None or self._replica.state_digest == last.state
 
-    async def _look_at_rivals(self) -> None:
-        while self._rivals:
-            peer, _ = self._rivals.popitem()
-            try:
-                heavier = await self._chain_sync.fetch_heavier(peer)
-            except (TransportError, ProtocolViolation) as error:
-                log.info("no chain from peer=%s: %s", short(peer), error)
-                continue
-            if heavier is not None:
-                await self._switch(heavier)
+    async def _switch(self, theirs: Chain) -> bool:
+        """Take over a checked chain if it is to be followed, and tell whether it was."""
+        return await asyncio.shield(self._spawn(self._take_over(theirs)))
 
-    async def _switch(self, heavier: Chain) -> None:
+    async def _take_over(self, theirs: Chain) -> bool:
         async with self._extending:
-            if not is_heavier(heavier.num_done, heavier.head, self.chain):
-                return
-            is_split = self.chain.heads != heavier.heads[: len(self.chain)]
+            if not replaces(theirs, self.chain, least_members=self._least_members()):
+                return False
+            split = split_of(theirs, self.chain)
+            is_split = split < len(self.chain)
             log.info(
                 "%s rounds=%d slots=%d",
-                "switched to a heavier chain" if is_split else "caught up",
-                len(heavier), heavier.num_done,
+                "switched to another chain" if is_split else "caught up",
+                len(theirs), theirs.num_done,
             )
-            self.chain = heavier
-            if is_split or overlaps(self._work.carried, heavier.done):
+            self.chain = theirs
+            if is_split:
                 await self._replica.drop_local()
                 self._work.carried = ()
+            for certificate in theirs.certificates[split:]:
+                await self._apply(certificate.result)
             await self._grew()
+        await self._events.on_round(theirs.certificates[-1])
+        return True
 
-    async def _wait_outside(self, plan: Round, length: int) -> None:
-        """A round runs without this peer: ask its members to be let into the next one."""
-        others = [peer for peer in plan.members if peer != self._me][:NUM_POLLED]
-        if self._me in plan.members:  # only the connection to its coordinator had failed
-            self._view = plan.view
-            await self._wait_for_growth(length, self._config.beat_s)
+    def _least_members(self) -> int:
+        """How many members the next round must have for this peer to believe in it unseen.
+
+        One peer alone may certify a round with itself alone; it is only right where the others
+        are gone. So whoever is about to certify a round with more of them does not follow it.
+        """
+        if self._plan is not None and self._me in self._plan.members:
+            return len(self._plan.members)
+        roster = self.chain.roster
+        if self._me in roster and self._now() - self._grew_at < MINORITY_S:
+            return len(roster) // 2 + 1
+        return 0
+
+    # --- turned away --------------------------------------------------------------------------
+
+    async def _after_elsewhere(
+        self, error: StandsElsewhere, coordinator: PeerId, head: bytes
+    ) -> None:
+        """It has more links, fewer or others: compare, and do not come back for ever."""
+        is_ahead = error.length >= len(self.chain)
+        if is_ahead:
+            self._rivals.note(coordinator)
+        if not self._rivals.is_looking_at(coordinator):
+            self._num_refusals += 1
+        if self._num_refusals <= MAX_REFUSALS:
+            await self._wait_for_growth(head, self._config.beat_s)
             return
+        if is_ahead and self.chain.roster:
+            self._suspect(coordinator, "it says that it has another chain, and shows none")
+        await self._next_view(head, coordinator)
+
+    async def _without_invitation(
+        self, error: NotInvited, coordinator: PeerId, head: bytes
+    ) -> None:
+        """A round runs without this peer, which waits for the next one unless that is a trick."""
+        plan, roster = error.plan, self.chain.roster
+        came_in_time = self._ready_at - self._grew_at < GATHER_FLOOR_S
+        is_small = not has_quorum(len(plan.members), len(roster))
+        if error.is_hearsay and self._me in plan.members:
+            self._num_refusals += 1
+            if self._num_refusals <= MAX_REFUSALS:
+                self._view = plan.view  # only the connection to its coordinator had failed
+                await self._wait_for_growth(head, self._config.beat_s)
+                return
+        elif (
+            error.is_hearsay or self._me not in roster or not (came_in_time and is_small)
+        ) and await self._wait_outside(plan, head):
+            return
+        if roster:
+            self._suspect(coordinator, "it keeps this peer out of a round")
+        await self._next_view(head, coordinator)
+
+    async def _wait_outside(self, plan: Round, head: bytes) -> bool:
+        """Ask members of the round to be let into the next one. False if the round does not end."""
         self._events.on_phase("joining")
-        polls = [asyncio.create_task(self._poll(peer, length)) for peer in others]
-        polls.append(asyncio.create_task(self._wait_for_growth(length, None)))
+        others = [peer for peer in plan.members if peer != self._me][:NUM_POLLED]
+        patience_s = PLAN_S + ROUND_SLACK * self._round_timeout.timeout_s
+        polls = [asyncio.create_task(self._poll(peer, head)) for peer in others]
         try:
-            await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
+            await self._wait_for_growth(head, patience_s)
         finally:
             for task in polls:
                 task.cancel()
             await asyncio.gather(*polls, return_exceptions=True)
+        return self.chain.head != head
 
-    async def _poll(self, peer: PeerId, length: int) -> None:
-        try:
-            page = await self._chain_sync.read(peer, length, wait_s=20.0, wants_in=True)
-            for certificate in page.certificates:
-                await self._extend(certificate)
-        except (TransportError, ProtocolViolation) as error:
-            log.debug("polling peer=%s: %s", short(peer), error)
-            await asyncio.sleep(self._config.silence_s)
+    async def _poll(self, peer: PeerId, head: bytes) -> None:
+        """Wait for the next link with one of the round's members, for as long as it takes."""
+        length = len(self.chain)
+        while self.chain.head == head:
+            asked = self._now()
+            try:
+                page = await self._chain_sync.read(peer, length, wait_s=20.0, wants_in=True)
+                if page.certificates:
+                    self._rivals.note(peer, page.head)
+            except (TransportError, ProtocolViolation) as error:
+                log.debug("polling peer=%s: %s", short(peer), error)
+            pause_s = self._config.beat_s if self._now() - asked > 1.0 else self._config.silence_s
+            await self._wait_for_growth(head, pause_s)
 
-    # --- the coordinator's chair --------------------------------------------------------------
-
-    def _on_applicant(self, peer: PeerId) -> None:
-        if len(self._applications) < MAX_APPLICANTS:
-            self._applications[peer] = asyncio.get_running_loop().time()
-
-    def _applicants(self) -> set[PeerId]:
-        """Who asked lately to be let in; in the first round everyone known to want the job."""
-        if not self.chain.roster:
-            return self._events.founders() | {self._me}
-        now = asyncio.get_running_loop().time()
-        for peer, asked in list(self._applications.items()):
-            if now - asked > APPLICATION_S or peer in self.chain.roster:
-                del self._applications[peer]
-        return set(self._applications)
-
-    def _seat(self, view: int) -> Coordinator:
-        """The coordinator for the next round in this view; made when first needed."""
-        key = (self.chain.head, view)
-        if key not in self._seats:
-            seat = RoundSeat(
-                job_id=self.chain.job_id,
-                index=len(self.chain),
-                view=view,
-                parent=self.chain.head,
-                roster=self.chain.roster,
-                free=self.chain.free,
-            )
-            coordinator = Coordinator(
-                self._identity, self._clock, self._config, seat, self._gather_timeout,
-                self._applicants,
-            )
-            self._seats[key] = (coordinator, asyncio.create_task(self._lead(key, coordinator)))
-        return self._seats[key][0]
-
-    async def _lead(self, key: tuple[bytes, int], coordinator: Coordinator) -> None:
-        try:
-            await coordinator.lead()
-        except RoundFailed as error:
-            log.info("round=%d view=%d given up: %s", coordinator.seat.index, key[1], error)
+    # --- others come --------------------------------------------------------------------------
 
     async def _attend(self, stream: Stream) -> None:
         """Somebody takes this peer for the coordinator of its next round."""
-        try:
-            ready = decode_from_member(await stream.receive(256 * 1024))
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ProtocolViolation(stream.peer_id, f"a malformed message: {error}") from error
-        if not isinstance(ready, Ready) or ready.job_id != self.chain.job_id:
-            raise ProtocolViolation(stream.peer_id, "a round's stream must open with Ready")
+        ready = await self._chair.receive_ready(stream)
         if ready.length == len(self.chain) + 1:
-            await self._wait_for_growth(len(self.chain), self._config.silence_s / 2)
-        if (ready.length, ready.head) != (len(self.chain), self.chain.head):
-            if ready.length >= len(self.chain):
-                self._rivals[stream.peer_id] = (0, b"")
-            await self._say_elsewhere(stream)
-            return
-        plan = self._following.record if self._following is not None else b""
-        if plan and not self._leads(plan):
-            await stream.send(msgpack.encode(Busy(record=plan)))
-        elif self._is_coordinator(ready.view, stream.peer_id) and not self.chain.is_finished:
-            await self._seat(ready.view).attend(stream, ready)
-        else:
-            await self._say_elsewhere(stream)
-
-    async def _say_elsewhere(self, stream: Stream) -> None:
-        message = Elsewhere(length=len(self.chain), head=self.chain.head)
-        await stream.send(msgpack.encode(message))
-
-    def _leads(self, record: bytes) -> bool:
-        return any(seat.record == record for seat, _ in self._seats.values())
-
-    def _is_coordinator(self, view: int, asker: PeerId) -> bool:
-        roster = self.chain.roster or self._founders() | {asker}
-        order = coordinators(self.chain.head, roster)
-        return order[view % len(order)] == self._me
+            await self._wait_for_growth(self.chain.head, self._config.silence_s / 2)
+        if ready.length >= len(self.chain) and ready.head != self.chain.head:
+            self._rivals.note(stream.peer_id, ready.head)
+        await self._chair.attend(stream, ready)
 
     # --- housekeeping -------------------------------------------------------------------------
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     async def _close(self) -> None:
-        leading = [task for _, task in self._seats.values()]
-        if leading:
-            await asyncio.wait(leading, timeout=self._config.patience.certify_s)
-        for task in (*leading, *self._background):
+        await self._chair.close()
+        for task in list(self._background):
             task.cancel()
-        await asyncio.gather(*leading, *self._background, return_exceptions=True)
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

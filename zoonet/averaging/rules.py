@@ -1,0 +1,91 @@
+"""What a member requires of its coordinator, and everyone of a vote. Pure.
+
+A coordinator decides much: who takes part, who trains what, whose work is averaged. What it may
+not decide is written here; a plan or an attempt that breaks a rule costs it its turn.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from zoonet.averaging.chain import Chain, coordinators
+from zoonet.averaging.config import RoundsConfig
+from zoonet.averaging.leases import most_slots
+from zoonet.averaging.messages import Attempt, Round, RoundResult, Share
+from zoonet.crypto import PeerId
+from zoonet.errors import ProtocolViolation
+from zoonet.ranges import count, difference, is_normal
+
+SPARE_ATTEMPTS: Final = 4  # beside one for each member, whom it may leave out
+
+
+def check_plan(plan: Round, coordinator: PeerId, chain: Chain, config: RoundsConfig) -> None:
+    """Raise ProtocolViolation where this is no fair plan of the round after the chain's head."""
+    if (plan.job_id, plan.index, plan.parent) != (chain.job_id, len(chain), chain.head):
+        raise ProtocolViolation(coordinator, "a plan of another round")
+    try:
+        chain.check_members(plan.members, plan.joiners)
+        chain.check_shares(plan.leases)
+    except ProtocolViolation as error:
+        raise ProtocolViolation(coordinator, f"a plan with {error.evidence}") from error
+    order = coordinators(chain.head, chain.roster)
+    if coordinator not in plan.members or (order and order[plan.view % len(order)] != coordinator):
+        raise ProtocolViolation(coordinator, "a plan of who is not the round's coordinator")
+    if len(plan.members) + len(plan.joiners) > config.max_members:
+        raise ProtocolViolation(coordinator, f"a plan of {len(plan.members)} members")
+    _check_fairness(plan, coordinator, count(chain.free), config)
+
+
+def _check_fairness(
+    plan: Round, coordinator: PeerId, num_free: int, config: RoundsConfig
+) -> None:
+    most = most_slots(config.inner_steps)
+    if any(count(lease.slots) > most for lease in plan.leases):
+        raise ProtocolViolation(coordinator, "a plan that leases more than a member can train")
+    has_idle = any(not lease.slots for lease in plan.leases)
+    if has_idle and num_free >= most * len(plan.members):
+        raise ProtocolViolation(coordinator, "a plan that leaves members without work")
+    if not any(lease.slots for lease in plan.leases):
+        raise ProtocolViolation(coordinator, "a plan without any work")
+
+
+def check_attempt(
+    attempt: Attempt, plan: Round, coordinator: PeerId, *, mine: Share, last: int
+) -> None:
+    """Raise ProtocolViolation where the attempt does not follow from the plan.
+
+    `mine` is what this peer has reported, `last` the number of the attempt before, or -1.
+    """
+    same = (plan.job_id, plan.index, plan.view, plan.parent)
+    if (attempt.job_id, attempt.index, attempt.view, attempt.parent) != same:
+        raise ProtocolViolation(coordinator, "an attempt of another round")
+    if not last < attempt.number < len(plan.members) + SPARE_ATTEMPTS:
+        raise ProtocolViolation(coordinator, f"an attempt {attempt.number} after {last}")
+    check_contributions(attempt.contributions, plan, coordinator)
+    if any(share.peer == mine.peer and share != mine for share in attempt.contributions):
+        raise ProtocolViolation(coordinator, "an attempt with other slots than were reported")
+
+
+def check_contributions(shares: tuple[Share, ...], plan: Round, culprit: str) -> None:
+    """Raise ProtocolViolation unless these are members, in order, each with slots of its lease."""
+    peers = [share.peer for share in shares]
+    if not peers or peers != sorted(set(peers)) or not set(peers) <= set(plan.members):
+        raise ProtocolViolation(culprit, "contributors that are no members")
+    for share in shares:
+        leased = plan.slots_of(PeerId(share.peer))
+        if not share.slots or not is_normal(share.slots) or difference(share.slots, leased):
+            raise ProtocolViolation(culprit, "contributions of slots that were not leased")
+
+
+def follows(result: RoundResult, plan: Round) -> bool:
+    """Tell whether a result is one that this plan can have led to."""
+    head = (result.job_id, result.index, result.view, result.parent)
+    if head != (plan.job_id, plan.index, plan.view, plan.parent):
+        return False
+    if (result.members, result.joiners) != (plan.members, plan.joiners):
+        return False
+    try:
+        check_contributions(result.contributions, plan, "")
+    except ProtocolViolation:
+        return False
+    return True
