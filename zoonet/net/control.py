@@ -71,7 +71,7 @@ class Control:
         self._path = str(socket_path)
 
     async def _start(self, request: Any) -> tuple[Any, Reader, Writer]:
-        reader, writer = await asyncio.open_unix_connection(self._path, limit=STREAM_BUFFER_BYTES)
+        reader, writer = await self._open()
         try:
             await write_message(writer, request)
             response = await read_message(reader, p2pd_pb2.Response())
@@ -81,6 +81,19 @@ class Control:
             writer.close()
             raise
         return response, reader, writer
+
+    async def _open(self) -> tuple[Reader, Writer]:
+        """Connect to the daemon. A caller that goes away meanwhile leaves no open socket behind."""
+        opening = asyncio.ensure_future(
+            asyncio.open_unix_connection(self._path, limit=STREAM_BUFFER_BYTES)
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            await asyncio.wait({opening})  # a local socket: at once, or refused
+            if not opening.exception():
+                opening.result()[1].close()
+            raise
 
     async def _ask(
         self, request: Any, *, doing: str, peer_id: str = "", timeout_s: float = LOCAL_TIMEOUT_S

@@ -216,6 +216,9 @@ class HostTransport:
             log.debug("the daemon broke off a stream: %r", error)
             writer.close()
             return
+        except asyncio.CancelledError:
+            writer.close()
+            raise
         peer_id = peer_id_of_raw(info.peer)
         handler = self._handlers.get(info.proto.removeprefix(PROTOCOL_PREFIX))
         if handler is None or self._num_incoming[peer_id] >= MAX_STREAMS_PER_PEER:
