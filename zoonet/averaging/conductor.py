@@ -112,9 +112,10 @@ class Conductor:
         """A follower cannot finish the attempt because of others."""
         if self.attempt is None or number != self.attempt.number or peer in self.blocked:
             return []
-        if peer not in self.round.members:
-            return []  # a joiner misses the round, and nobody else does for its sake
         known = {*self.attempt.contributors}
+        if peer not in known:  # it misses the round, and nobody else does for its sake
+            self.mute_ones.add(peer)
+            return self.on_time(now)
         self.blocked[peer] = frozenset(PeerId(name) for name in blocked if name in known)
         self._report(now, {frozenset((peer, PeerId(name))) for name in missing if name in known})
         return self.on_time(now)
@@ -221,7 +222,10 @@ class Conductor:
         for peer, blocked in self.blocked.items():
             # Who says that others failed it tells the coordinator so; who does not is at fault.
             self.pairs |= {frozenset((peer, one)) for one in blocked if one not in self.blocked}
-        self.left_out |= to_leave_out(self.pairs, self.me)
+        accused = to_leave_out(self.pairs, self.me)
+        if self.attempt is not None and not accused & set(self.attempt.contributors):
+            accused |= self.blocked.keys() - {self.me}  # they failed, and nobody failed them
+        self.left_out |= accused
         absent = self.lost | self.left_out
         contributions = tuple(
             share_of(peer, self.done[peer])

@@ -1,0 +1,386 @@
+"""The coordinator's state machine, event by event, without a clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.averaging.makers import empty_chain, peer, peers, plan_after
+from zoonet.averaging.conductor import (
+    Conductor,
+    GiveUp,
+    Order,
+    Patience,
+    StartAttempt,
+    StopTraining,
+)
+from zoonet.averaging.messages import Attempt, Voted
+from zoonet.ranges import Ranges
+
+FOUR = ("ada", "bob", "cyd", "dan")
+LEASES: dict[str, Ranges] = {
+    name: ((4 * at, 4 * at + 4),) for at, name in enumerate(FOUR)
+}
+PATIENCE = Patience()
+SAME, OTHER = b"s" * 32, b"o" * 32
+
+
+def conductor(*names: str, me: str = "ada", usual_s: float = 0.0) -> Conductor:
+    plan = plan_after(empty_chain(), {name: LEASES[name] for name in names or FOUR})
+    return Conductor(plan, 0.0, peer(me), PATIENCE, usual_s)
+
+
+def done(lead: Conductor, name: str, now: float, slots: Ranges | None = None) -> list[Order]:
+    return lead.on_done(peer(name), LEASES[name] if slots is None else slots, now)
+
+
+def all_done(lead: Conductor, now: float) -> Attempt:
+    orders: list[Order] = []
+    for member in lead.round.members:
+        orders += lead.on_done(member, lead.round.slots_of(member), now)
+    return started(orders)
+
+
+def started(orders: list[Order]) -> Attempt:
+    (order,) = orders
+    assert isinstance(order, StartAttempt)
+    return order.attempt
+
+
+def gave_up(orders: list[Order], why: str) -> GiveUp:
+    (order,) = orders
+    assert isinstance(order, GiveUp) and why in order.reason, order
+    return order
+
+
+def voted(
+    lead: Conductor, name: str, now: float, *, result: bytes = SAME, slices: str = ""
+) -> list[Order]:
+    assert lead.attempt is not None
+    digests = tuple(form.encode() * 32 for form in slices)
+    said = Voted(number=lead.attempt.number, result=result, slices=digests)
+    return lead.on_voted(peer(name), said, now)
+
+
+def failed(lead: Conductor, name: str, now: float, *missing: str, blocked: str = "") -> list[Order]:
+    assert lead.attempt is not None
+    told = [peer(blocked)] if blocked else []
+    names = [peer(one) for one in missing]
+    return lead.on_failed(peer(name), lead.attempt.number, names, told, now)
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def test_when_everyone_is_done_all_are_averaged() -> None:
+    lead = conductor()
+    for name in FOUR[:3]:
+        assert done(lead, name, 5.0) == []
+    attempt = started(done(lead, "dan", 5.0))
+    assert attempt.contributors == peers(*FOUR) and attempt.number == 0
+    assert {share.peer: share.slots for share in attempt.contributions} == {
+        peer(name): slots for name, slots in LEASES.items()
+    }
+
+
+def test_a_straggler_is_stopped_and_its_part_is_taken() -> None:
+    lead = conductor()
+    for name in FOUR[:3]:
+        done(lead, name, 10.0)
+    assert lead.on_time(14.9) == []
+    assert lead.on_time(15.1) == [StopTraining(peer("dan"))]
+    assert lead.on_time(15.6) == []
+    attempt = started(done(lead, "dan", 16.0, ((12, 13),)))
+    assert attempt.contributions[list(attempt.contributors).index(peer("dan"))].slots == ((12, 13),)
+
+
+def test_a_straggler_that_does_not_stop_is_left_out() -> None:
+    lead = conductor()
+    for name in FOUR[:3]:
+        done(lead, name, 10.0)
+    lead.on_time(15.1)
+    assert lead.on_time(15.0 + PATIENCE.stop_s) == []
+    attempt = started(lead.on_time(15.2 + PATIENCE.stop_s))
+    assert attempt.contributors == peers("ada", "bob", "cyd")
+    assert done(lead, "dan", 99.0) == []
+
+
+def test_a_lost_member_is_not_waited_for_and_may_come_back() -> None:
+    lead = conductor()
+    for name in ("ada", "bob"):
+        done(lead, name, 5.0)
+    assert lead.on_lost(peer("dan"), 6.0) == []
+    lead.on_back(peer("dan"))
+    assert done(lead, "cyd", 7.0) == []
+    assert started(done(lead, "dan", 7.0)).contributors == peers(*FOUR)
+
+
+def test_without_most_of_its_members_a_round_is_given_up() -> None:
+    lead = conductor()
+    assert lead.on_lost(peer("dan"), 1.0) == []
+    gave_up(lead.on_lost(peer("cyd"), 1.0), "2 of 4 members are lost")
+
+
+def test_slots_that_were_not_leased_are_not_averaged() -> None:
+    lead = conductor()
+    for name in FOUR[:3]:
+        done(lead, name, 5.0)
+    for wrong in (((0, 4),), ((12, 17),), ((14, 12),), ()):
+        other = conductor()
+        for name in FOUR[:3]:
+            done(other, name, 5.0)
+        assert started(done(other, "dan", 5.0, wrong)).contributors == peers("ada", "bob", "cyd")
+
+
+def test_a_stranger_is_never_done() -> None:
+    lead = conductor("ada", "bob")
+    assert lead.on_done(peer("cyd"), ((0, 4),), 1.0) == []
+    assert lead.done == {}
+
+
+def test_who_is_done_with_nothing_at_once_does_not_make_stragglers_of_others() -> None:
+    lead = conductor(usual_s=10.0)
+    for name in ("cyd", "dan"):
+        done(lead, name, 0.01, ())
+    assert lead.on_time(9.0) == []
+    assert lead.on_time(14.0) == []
+
+
+def test_who_claims_to_be_done_at_once_does_not_stop_others_before_their_time() -> None:
+    lead = conductor(usual_s=10.0)
+    for name in ("bob", "cyd", "dan"):
+        done(lead, name, 0.01)
+    assert lead.on_time(14.9) == []
+    assert lead.on_time(15.1) == [StopTraining(peer("ada"))]
+
+
+def test_most_members_never_done_do_not_hold_the_round_for_ever() -> None:
+    lead = conductor(usual_s=10.0)
+    done(lead, "ada", 10.0)
+    assert lead.on_time(100.0) == []
+    assert lead.on_time(130.0) == [StopTraining(peer(name)) for name in names_of(lead)[1:]]
+    assert started(lead.on_time(136.0)).contributors == peers("ada")
+
+
+def names_of(lead: Conductor) -> list[str]:
+    """ada first, then the others as the round lists them."""
+    others = [name for name in FOUR if name != "ada"]
+    return ["ada", *sorted(others, key=lambda name: lead.round.members.index(peer(name)))]
+
+
+def test_a_coordinator_that_hangs_is_stopped_like_anyone() -> None:
+    lead = conductor()
+    for name in ("bob", "cyd", "dan"):
+        done(lead, name, 10.0)
+    assert lead.on_time(15.1) == [StopTraining(peer("ada"))]
+
+
+def test_if_nobody_has_anything_the_round_is_given_up() -> None:
+    lead = conductor("ada", "bob")
+    done(lead, "ada", 1.0, ())
+    gave_up(done(lead, "bob", 1.0, ()), "nobody is left who contributes")
+
+
+# --- averaging ----------------------------------------------------------------------------------
+
+
+def test_whom_all_miss_is_left_out_of_the_next_attempt() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    for name in ("ada", "bob"):
+        assert failed(lead, name, 6.0, "dan") == []
+    lead.on_lost(peer("dan"), 6.1)
+    attempt = started(failed(lead, "cyd", 6.2, "dan"))
+    assert (attempt.number, attempt.contributors) == (1, peers("ada", "bob", "cyd"))
+
+
+def test_the_next_attempt_does_not_wait_for_ever_for_reports() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    failed(lead, "bob", 6.0, "dan")
+    failed(lead, "cyd", 6.5, "dan")
+    assert lead.on_time(7.0) == []
+    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
+
+
+def test_who_accuses_everybody_is_left_out_itself() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    for name in ("ada", "bob", "cyd"):
+        voted(lead, name, 6.0)
+    assert lead.attempt is not None and lead.attempt.number == 0
+    attempt = started(failed(lead, "dan", 6.0, "ada", "bob", "cyd"))
+    assert attempt.contributors == peers("ada", "bob", "cyd")
+
+
+def test_who_fails_and_accuses_nobody_is_left_out_itself() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    assert failed(lead, "dan", 6.0) == []
+    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
+
+
+def test_two_who_say_that_they_blocked_each_other_are_left_out() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    failed(lead, "cyd", 6.0, blocked="dan")
+    failed(lead, "dan", 6.0, blocked="cyd")
+    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob")
+
+
+def test_who_is_left_out_cannot_end_one_attempt_after_the_other() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    orders: list[Order] = []
+    for now in range(6, 200, 2):
+        failed(lead, "dan", now, blocked="bob")
+        orders = lead.on_time(now + 1.5)
+        if orders and isinstance(orders[0], GiveUp):
+            break
+    assert not orders and lead.attempt is not None
+    assert lead.attempt.contributors == peers("ada", "cyd")
+
+
+def test_who_tells_others_that_it_is_blocked_but_not_the_coordinator_is_at_fault() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    for name in ("ada", "bob", "cyd"):
+        failed(lead, name, 6.0, blocked="dan")
+    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
+
+
+def test_who_was_blocked_by_another_and_says_so_is_not_at_fault() -> None:
+    """bob misses dan's part, so nobody gets bob's slice."""
+    lead = conductor()
+    all_done(lead, 5.0)
+    failed(lead, "bob", 6.0, "dan")
+    failed(lead, "ada", 6.0, "dan", blocked="bob")
+    failed(lead, "cyd", 6.0, "dan", blocked="bob")
+    assert started(failed(lead, "dan", 6.0, "bob")).contributors == peers("ada", "bob", "cyd")
+
+
+def test_joiners_and_strangers_accuse_nobody() -> None:
+    lead = conductor("ada", "bob")
+    all_done(lead, 5.0)
+    assert failed(lead, "cyd", 6.0, "bob") == []
+    assert lead.on_time(9.0) == []
+
+
+def test_words_about_another_attempt_are_passed_over() -> None:
+    lead = conductor()
+    assert lead.on_failed(peer("ada"), 0, [peer("bob")], [], 1.0) == []
+    assert lead.on_voted(peer("ada"), Voted(number=0, result=SAME), 1.0) == []
+    all_done(lead, 5.0)
+    assert lead.on_failed(peer("ada"), 1, [peer("bob")], [], 6.0) == []
+    assert lead.on_voted(peer("ada"), Voted(number=7, result=SAME), 6.0) == []
+    assert lead.pairs == set() and lead.votes == {}
+
+
+def test_after_everyone_has_voted_no_failure_of_the_lost_starts_another_attempt() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    for name in ("ada", "bob", "cyd"):
+        assert voted(lead, name, 6.0) == []
+    assert lead.on_lost(peer("dan"), 6.1) == []
+    assert lead.on_time(6.5) == []
+
+
+def test_votes_that_make_no_certificate_end_the_round_and_name_who_differs() -> None:
+    lead = conductor("ada", "bob")
+    all_done(lead, 5.0)
+    voted(lead, "ada", 6.0)
+    voted(lead, "bob", 6.0, result=OTHER)
+    assert lead.on_time(6.0 + PATIENCE.certify_s) == []
+    order = gave_up(lead.on_time(6.1 + PATIENCE.certify_s), "different results")
+    assert order.suspects == {peer("bob")}
+
+
+def test_a_slice_in_two_forms_costs_its_reducer_and_the_round_goes_on() -> None:
+    lead = conductor()
+    order = all_done(lead, 5.0).contributors
+    liar = order.index(peer("dan"))
+    usual, other = "wwww", "".join("x" if at == liar else "w" for at in range(4))
+    for name, forms in (("ada", usual), ("bob", usual), ("cyd", other), ("dan", other)):
+        voted(lead, name, 6.0, result=SAME if forms == usual else OTHER, slices=forms)
+    attempt = started(lead.on_time(6.1 + PATIENCE.certify_s))
+    assert attempt.contributors == peers("ada", "bob", "cyd")
+
+
+def test_who_does_not_vote_long_after_the_others_is_suspected() -> None:
+    lead = conductor("ada", "bob")
+    all_done(lead, 5.0)
+    voted(lead, "ada", 10.0)
+    assert lead.on_time(29.9) == []
+    assert gave_up(lead.on_time(30.1), "do not vote").suspects == {peer("bob")}
+
+
+def test_a_vote_at_once_does_not_hurry_the_others() -> None:
+    lead = conductor("ada", "bob")
+    all_done(lead, 5.0)
+    voted(lead, "bob", 5.001)
+    assert lead.on_time(500.0) == []
+
+
+def test_a_vote_counts_once_and_from_members_only() -> None:
+    lead = conductor("ada", "bob")
+    all_done(lead, 5.0)
+    voted(lead, "bob", 6.0)
+    voted(lead, "bob", 6.0, result=OTHER)
+    voted(lead, "cyd", 6.0, result=OTHER)
+    assert {one: said.result for one, said in lead.votes.items()} == {peer("bob"): SAME}
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["done", "lost", "back", "failed", "voted", "time"]),
+        st.sampled_from(FOUR),
+        st.sampled_from([*FOUR, "eve"]),
+        st.integers(0, 3),
+        st.floats(0.0, 20.0),
+    ),
+    max_size=60,
+)
+
+
+@given(events)
+def test_whatever_happens_attempts_hold_live_members_with_their_own_slots(
+    story: list[tuple[str, str, str, int, float]],
+) -> None:
+    lead, now = conductor(), 0.0
+    last = -1
+    for kind, name, other, number, passes_s in story:
+        now += passes_s
+        match kind:
+            case "done":
+                orders = done(lead, name, now)
+            case "lost":
+                orders = lead.on_lost(peer(name), now)
+            case "back":
+                lead.on_back(peer(name))
+                orders = []
+            case "failed":
+                orders = lead.on_failed(peer(name), number, [peer(other)], [peer(other)], now)
+            case "voted":
+                orders = lead.on_voted(peer(name), Voted(number=number, result=SAME), now)
+            case _:
+                orders = lead.on_time(now)
+        for order in orders:
+            if isinstance(order, StartAttempt):
+                attempt = order.attempt
+                assert attempt.number > last
+                last = attempt.number
+                assert not set(attempt.contributors) & (lead.lost | lead.left_out)
+                for share in attempt.contributions:
+                    assert share.slots == lead.round.slots_of(share.peer)
+            elif isinstance(order, GiveUp):
+                assert not order.suspects & {lead.me} and order.reason
+
+
+@pytest.mark.parametrize("num_members", [1, 2, 3, 4])
+def test_a_round_of_any_size_ends_well_when_all_goes_well(num_members: int) -> None:
+    lead = conductor(*FOUR[:num_members])
+    all_done(lead, 5.0)
+    for name in FOUR[:num_members]:
+        assert voted(lead, name, 6.0) == []
+    assert lead.on_time(6.5) == []
