@@ -114,7 +114,6 @@ class Conductor:
             return []
         known = {*self.attempt.contributors}
         if peer not in known:  # it misses the round, and nobody else does for its sake
-            self.mute_ones.add(peer)
             return self.on_time(now)
         self.blocked[peer] = frozenset(PeerId(name) for name in blocked if name in known)
         self._report(now, {frozenset((peer, PeerId(name))) for name in missing if name in known})
