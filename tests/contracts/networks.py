@@ -24,7 +24,7 @@ from zoonet.testing import MemorySwarm, run
 from zoonet.transport import Stream, Transport
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
-STORY_TIMEOUT_S = 60.0
+STORY_TIMEOUT_S = 180.0
 START = 1_800_000_000.0
 
 

@@ -52,7 +52,7 @@ Attack = Callable[[Host, Host, ManualClock], Awaitable[None]]
 def run(base: Path, attack: Attack) -> None:
     async def main() -> None:
         clock = ManualClock()
-        async with asyncio.timeout(60), victim_and_attacker(base, clock) as (victim, attacker):
+        async with asyncio.timeout(180), victim_and_attacker(base, clock) as (victim, attacker):
             await attack(victim, attacker, clock)
 
     uvloop.run(main())

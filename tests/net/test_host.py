@@ -42,7 +42,7 @@ def base() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def run(story: Coroutine[Any, Any, None], timeout_s: float = 90) -> None:
+def run(story: Coroutine[Any, Any, None], timeout_s: float = 240) -> None:
     async def main() -> None:
         async with asyncio.timeout(timeout_s):
             await story

@@ -215,6 +215,13 @@ class Daemon:
         raise TransportError(f"the libp2p daemon ended unexpectedly (exit {code}): {last}")
 
     async def _stop(self) -> None:
+        try:
+            await self._end()
+        finally:
+            # Its output may still be open at this point; a loop does not close with open pipes.
+            self._process._transport.close()  # type: ignore[attr-defined]
+
+    async def _end(self) -> None:
         for stop in (signal.SIGTERM, signal.SIGKILL):
             if self._process.returncode is not None:
                 return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ MAX_QUEUED: Final = 256
 
 log = logging.getLogger(__name__)
 
-_Item = Signed[Any] | ZoonetError
+_Item = Signed[Any] | BaseException
 
 
 class Gossip:
@@ -57,24 +57,21 @@ class Gossip:
         reader, writer = await self._control.subscribe(TOPIC_PREFIX + topic)
         queue: asyncio.Queue[_Item] = asyncio.Queue(MAX_QUEUED)
         pump = asyncio.create_task(self._pump(reader, queue), name=f"topic {topic}")
+        pump.add_done_callback(functools.partial(_tell_end, queue))
         try:
             yield _drain(queue)
         finally:
             pump.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await pump
+            await asyncio.wait([pump])
             writer.close()
 
     async def _pump(self, reader: Reader, queue: asyncio.Queue[_Item]) -> None:
-        try:
-            while True:
-                with foreign_errors(doing="listening to a topic"):
-                    message = await read_message(reader, p2pd_pb2.PSMessage())
-                record = self._check(message)
-                if record is not None:
-                    _put(queue, record)
-        except ZoonetError as error:
-            _put(queue, error)
+        while True:
+            with foreign_errors(doing="listening to a topic"):
+                message = await read_message(reader, p2pd_pb2.PSMessage())
+            record = self._check(message)
+            if record is not None:
+                _put(queue, record)
 
     def _check(self, message: Any) -> Signed[Any] | None:
         try:
@@ -94,9 +91,17 @@ def _put(queue: asyncio.Queue[_Item], item: _Item) -> None:
     queue.put_nowait(item)
 
 
+def _tell_end(queue: asyncio.Queue[_Item], pump: asyncio.Task[None]) -> None:
+    """Pass what ended the pump on to its reader, who would wait for ever otherwise."""
+    if not pump.cancelled() and (error := pump.exception()) is not None:
+        _put(queue, error)
+
+
 async def _drain(queue: asyncio.Queue[_Item]) -> AsyncIterator[Signed[Any]]:
     while True:
         item = await queue.get()
         if isinstance(item, ZoonetError):
             raise TransportError(f"the topic ended: {item}") from item
+        if isinstance(item, BaseException):
+            raise item
         yield item

@@ -154,6 +154,8 @@ class HostTransport:
         self._handlers: dict[str, StreamHandler] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
+        self._unnamed: set[Writer] = set()  # brought by the daemon, peer still to be read
+        self._is_listening = False
         self.streams: WeakSet[HostStream] = WeakSet()
         self._num_incoming: Counter[PeerId] = Counter()
         self.sent_bytes = 0
@@ -170,11 +172,15 @@ class HostTransport:
             server = await asyncio.start_unix_server(
                 self._accept, str(self._socket_path), limit=STREAM_BUFFER_BYTES
             )
+        self._is_listening = True
         try:
             yield
         finally:
+            self._is_listening = False
             server.close()
             await _cancel(self._tasks)
+            for writer in self._unnamed:
+                writer.close()
             if self._closing:
                 await asyncio.wait(self._closing, timeout=LAST_LINGER_S)
             await _cancel(self._closing)
@@ -205,6 +211,10 @@ class HostTransport:
         task.add_done_callback(self._closing.discard)
 
     def _accept(self, reader: Reader, writer: Writer) -> None:
+        if not self._is_listening:
+            writer.close()
+            return
+        self._unnamed.add(writer)
         task = asyncio.create_task(self._serve(reader, writer), name="stream")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -219,6 +229,8 @@ class HostTransport:
         except asyncio.CancelledError:
             writer.close()
             raise
+        finally:
+            self._unnamed.discard(writer)
         peer_id = peer_id_of_raw(info.peer)
         handler = self._handlers.get(info.proto.removeprefix(PROTOCOL_PREFIX))
         if handler is None or self._num_incoming[peer_id] >= MAX_STREAMS_PER_PEER:
