@@ -15,28 +15,35 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 from blake3 import blake3
-from msgspec import Struct, msgpack
+from msgspec import msgpack
 
 from zoonet.averaging.messages import Attempt
-from zoonet.crypto import PeerId, short
+from zoonet.averaging.parts import (
+    MeanHeader,
+    MeanRequest,
+    PartHeader,
+    Received,
+    blaming,
+    receive_vector,
+    send_vector,
+    slice_bounds,
+)
+from zoonet.crypto import PeerId
 from zoonet.errors import (
     InvalidPart,
     PeerTimeout,
     ProtocolViolation,
     RoundFailed,
-    TransportError,
 )
 from zoonet.exact import Vector, weighted_mean
 from zoonet.ranges import count
-from zoonet.records.kinds import Digest
 from zoonet.transport import Stream, Transport, receive_request, send_reply
 from zoonet.transport.calls import parse_reply
 
-FRAME_BYTES: Final = 128 * 1024
 INLINE_BYTES: Final = 1024 * 1024  # arithmetic on less than this stays on the event loop
 NUM_KEPT_ATTEMPTS: Final = 4
 MAX_EARLY: Final = 8  # streams of one peer that wait for an attempt to be known here
@@ -81,40 +88,6 @@ class Averager(Protocol):
         is not changed.
         """
         ...
-
-
-class PartHeader(Struct, frozen=True, forbid_unknown_fields=True):
-    """Opens a stream on which a contributor sends one slice of its pseudo-gradient."""
-
-    attempt: Digest
-
-
-class Received(Struct, frozen=True, forbid_unknown_fields=True):
-    """The reducer has the whole part."""
-
-
-class MeanRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Asks a contributor for the mean of its slice, waiting until it is there."""
-
-    attempt: Digest
-
-
-class MeanHeader(Struct, frozen=True, forbid_unknown_fields=True):
-    """What follows: the mean in frames; another header, later; or nothing, as parts are missing."""
-
-    status: Literal["ready", "waiting", "failed"]
-
-
-def slice_bounds(num_parameters: int, num_slices: int) -> list[tuple[int, int]]:
-    """Cut [0, num_parameters) into slices whose sizes differ by at most one."""
-    base, rest = divmod(num_parameters, num_slices)
-    bounds = []
-    start = 0
-    for index in range(num_slices):
-        stop = start + base + (1 if index < rest else 0)
-        bounds.append((start, stop))
-        start = stop
-    return bounds
 
 
 async def _compute(num_bytes: int, function: Callable[[], T]) -> T:
@@ -250,12 +223,12 @@ class Butterfly:
                     tasks.create_task(self._send_part(peer, identifier, part_N))
 
     async def _send_part(self, peer: PeerId, identifier: bytes, part_N: Vector) -> None:
-        with _blaming(peer):
+        with blaming(peer):
             async with asyncio.timeout(self._silence_s):
                 stream = await self._transport.open(peer, self._part_protocol)
             try:
-                await stream.send(_encode(PartHeader(identifier)))
-                await _send_vector(stream, part_N, self._silence_s)
+                await stream.send(msgpack.encode(PartHeader(identifier)))
+                await send_vector(stream, part_N, self._silence_s)
                 async with asyncio.timeout(self._silence_s):
                     parse_reply(peer, await stream.receive(1024), Received)
             finally:
@@ -265,13 +238,13 @@ class Butterfly:
         """Fetch one slice's mean from its reducer; wait as long as it says it is waiting."""
         peer = reduction.attempt.contributors[index]
         start, stop = reduction.bounds[index]
-        with _blaming(peer):
+        with blaming(peer):
             async with asyncio.timeout(self._silence_s):
                 stream = await self._transport.open(peer, self._mean_protocol)
             try:
-                await stream.send(_encode(MeanRequest(reduction.attempt.identifier())))
+                await stream.send(msgpack.encode(MeanRequest(reduction.attempt.identifier())))
                 await self._wait_for_mean(stream)
-                mean_N = await _receive_vector(stream, stop - start, self._silence_s, _nobody)
+                mean_N = await receive_vector(stream, stop - start, self._silence_s, _nobody)
             finally:
                 await stream.close()
         await self._keep_mean(reduction, index, mean_N)
@@ -361,7 +334,7 @@ class Butterfly:
         reduction.sending.add(peer)
         start, stop = reduction.bounds[reduction.mine]
         try:
-            part_N = await _receive_vector(
+            part_N = await receive_vector(
                 stream, stop - start, self._silence_s, reduction.on_bytes
             )
         except InvalidPart as error:
@@ -391,7 +364,7 @@ class Butterfly:
             await send_reply(stream, MeanHeader("failed"))
             return
         await send_reply(stream, MeanHeader("ready"))
-        await _send_vector(stream, mean_N, self._silence_s)
+        await send_vector(stream, mean_N, self._silence_s)
 
 
 def _assembled(reduction: _Reduction) -> Mean:
@@ -420,62 +393,8 @@ def _nobody() -> None:
     """Whom progress is told where nobody wants to know."""
 
 
-class _blaming:
-    """Turn a peer's transport failure into a RoundFailed that names it."""
-
-    def __init__(self, peer: PeerId) -> None:
-        self._peer = peer
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, TransportError | ProtocolViolation | TimeoutError):
-            # Whatever the transfer failed by, these two do not get on.
-            reason = f"peer={short(self._peer)} {error or 'was silent'}"
-            raise RoundFailed(reason, missing=frozenset({self._peer})) from error
-
-
 def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     found: list[BaseException] = []
     for error in group.exceptions:
         found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
     return found
-
-
-def _encode(message: Struct) -> bytes:
-    return msgpack.encode(message)
-
-
-async def _send_vector(stream: Stream, vector_N: Vector, silence_s: float) -> None:
-    raw = np.ascontiguousarray(vector_N).view(np.uint8).data
-    for offset in range(0, len(raw), FRAME_BYTES):
-        async with asyncio.timeout(silence_s):
-            await stream.send(raw[offset : offset + FRAME_BYTES])
-
-
-async def _receive_vector(
-    stream: Stream, size: int, silence_s: float, on_bytes: Callable[[], None]
-) -> Vector:
-    """Receive exactly `size` finite fp32 values, in whole frames.
-
-    Raises InvalidPart or TransportError.
-    """
-    vector_N = np.empty(size, dtype="<f4")
-    raw = vector_N.view(np.uint8).data
-    filled = 0
-    while filled < len(raw):
-        expected = min(FRAME_BYTES, len(raw) - filled)
-        try:
-            async with asyncio.timeout(silence_s):
-                frame = await stream.receive(FRAME_BYTES)
-        except TimeoutError as error:
-            raise PeerTimeout(f"peer={short(stream.peer_id)} stalled in a part") from error
-        if len(frame) != expected:
-            raise InvalidPart(stream.peer_id, f"{len(frame)} bytes at {filled} of {len(raw)}")
-        raw[filled : filled + len(frame)] = frame
-        filled += len(frame)
-        on_bytes()
-    if not np.isfinite(vector_N).all():
-        raise InvalidPart(stream.peer_id, "non-finite values")
-    return vector_N

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
@@ -14,10 +15,20 @@ from zoonet.averaging.replica import STATE_CHUNK_BYTES, Replica
 from zoonet.crypto import PeerId, short
 from zoonet.errors import DigestMismatch, ProtocolViolation, ShardUnavailable, TransportError
 from zoonet.records.kinds import Digest
-from zoonet.transport import Refused, Transport, call, serve_calls
+from zoonet.transport import (
+    Refused,
+    Stream,
+    Transport,
+    call,
+    receive_request,
+    send_refusal,
+    send_reply,
+    serve_calls,
+)
 
 MAX_CHUNKS = 1_000_000
 CALL_TIMEOUT_S = 20.0
+MAX_AT_ONCE = 4  # chunks on their way to one peer
 
 log = logging.getLogger(__name__)
 
@@ -54,13 +65,14 @@ class StateSync:
     def __init__(self, transport: Transport, job_id: str, replica: Replica) -> None:
         self._transport = transport
         self._replica = replica
+        self._num_served: Counter[PeerId] = Counter()
         self._index_protocol = f"/zoonet/{job_id}/state-index/1"
         self._chunk_protocol = f"/zoonet/{job_id}/state-chunk/1"
 
     async def serve(self) -> None:
         """Begin to hand out the state."""
         await serve_calls(self._transport, self._index_protocol, IndexRequest, self._index)
-        await serve_calls(self._transport, self._chunk_protocol, ChunkRequest, self._chunk)
+        await self._transport.serve(self._chunk_protocol, self._hand_out_chunk)
 
     async def _index(self, peer: PeerId, request: IndexRequest) -> list[bytes]:
         digests = self._replica.chunk_digests(request.state)
@@ -68,11 +80,24 @@ class StateSync:
             raise ShardUnavailable("this state is not, or no longer, held here")
         return digests
 
-    async def _chunk(self, peer: PeerId, request: ChunkRequest) -> bytes:
-        chunk = self._replica.read_chunk(request.state, request.index)
-        if chunk is None:
-            raise ShardUnavailable("this state is not, or no longer, held here")
-        return chunk
+    async def _hand_out_chunk(self, stream: Stream) -> None:
+        """Serve one chunk. Whoever asks for many at once and reads none holds but a few."""
+        request = await receive_request(stream, ChunkRequest)
+        peer = stream.peer_id
+        if self._num_served[peer] >= MAX_AT_ONCE:
+            await send_refusal(stream, f"{MAX_AT_ONCE} chunks at once are enough")
+            return
+        self._num_served[peer] += 1
+        try:
+            chunk = self._replica.read_chunk(request.state, request.index)
+            if chunk is None:
+                await send_refusal(stream, "this state is not, or no longer, held here")
+            else:
+                await send_reply(stream, chunk)
+        finally:
+            self._num_served[peer] -= 1
+            if not self._num_served[peer]:
+                del self._num_served[peer]
 
     async def fetch(
         self,
@@ -86,14 +111,19 @@ class StateSync:
         donor has it any more. Cancelling leaves the replica as it was.
         """
         digests = await self._fetch_index(state, donors)
-        chunks: dict[int, bytes] = {}
-        waiting = list(range(len(digests)))
-        async with asyncio.TaskGroup() as tasks:
-            for donor in donors:
-                tasks.create_task(
-                    self._drain(state, donor, digests, waiting, chunks, on_progress)
-                )
-        if len(chunks) < len(digests):
+        fetching = _Fetching(state, digests)
+        draining = {asyncio.create_task(self._drain(donor, fetching)) for donor in donors}
+        try:
+            while draining and not fetching.is_complete:
+                _, draining = await asyncio.wait(draining, return_when=asyncio.FIRST_COMPLETED)
+                if on_progress is not None:
+                    on_progress(len(fetching.chunks), len(digests))
+        finally:
+            for task in draining:
+                task.cancel()
+            await asyncio.gather(*draining, return_exceptions=True)
+        chunks = fetching.chunks
+        if not fetching.is_complete:
             raise ShardUnavailable(
                 f"got {len(chunks)} of {len(digests)} chunks of the state from {len(donors)} peers"
             )
@@ -116,33 +146,50 @@ class StateSync:
             log.warning("peer=%s sent an index that is not that of the state", short(donor))
         raise ShardUnavailable(f"none of {len(donors)} peers holds the state")
 
-    async def _drain(
-        self,
-        state: bytes,
-        donor: PeerId,
-        digests: list[bytes],
-        waiting: list[int],
-        chunks: dict[int, bytes],
-        on_progress: Callable[[int, int], None] | None,
-    ) -> None:
-        """Fetch chunks from one donor until there are none left or it fails."""
-        while waiting:
-            index = waiting.pop(0)
+    async def _drain(self, donor: PeerId, fetching: _Fetching) -> None:
+        """Fetch chunks from one donor until all are here, from whomever, or it fails."""
+        while (index := fetching.next_index()) is not None:
+            fetching.num_asked[index] += 1
             try:
                 chunk = await call(
-                    self._transport, donor, self._chunk_protocol, ChunkRequest(state, index),
-                    bytes, timeout_s=CALL_TIMEOUT_S, max_bytes=STATE_CHUNK_BYTES + 1024,
+                    self._transport, donor, self._chunk_protocol,
+                    ChunkRequest(fetching.state, index), bytes,
+                    timeout_s=CALL_TIMEOUT_S, max_bytes=STATE_CHUNK_BYTES + 1024,
                 )
-                if blake3(chunk).digest() != digests[index]:
+                if blake3(chunk).digest() != fetching.digests[index]:
                     raise DigestMismatch(donor, f"chunk {index} of the state")
             except (TransportError, ProtocolViolation) as error:
-                waiting.append(index)
                 level = logging.DEBUG if isinstance(error, Refused) else logging.WARNING
                 log.log(level, "donor lost: %s", error)
                 return
-            except asyncio.CancelledError:
-                waiting.append(index)
-                raise
-            chunks[index] = chunk
-            if on_progress is not None:
-                on_progress(len(chunks), len(digests))
+            finally:
+                fetching.num_asked[index] -= 1
+            fetching.chunks[index] = chunk
+
+
+class _Fetching:
+    """Which chunks of a state are here, and which are being asked for."""
+
+    def __init__(self, state: bytes, digests: list[bytes]) -> None:
+        self.state = state
+        self.digests = digests
+        self.chunks: dict[int, bytes] = {}
+        self.num_asked = [0] * len(digests)
+        self._first = 0  # of those that are not here
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.chunks) == len(self.digests)
+
+    def next_index(self) -> int | None:
+        """A chunk that nobody is asked for, or else that the fewest are: no donor is waited for."""
+        while self._first in self.chunks:
+            self._first += 1
+        missing = (i for i in range(self._first, len(self.digests)) if i not in self.chunks)
+        fewest: int | None = None
+        for index in missing:
+            if not self.num_asked[index]:
+                return index
+            if fewest is None or self.num_asked[index] < self.num_asked[fewest]:
+                fewest = index
+        return fewest
