@@ -154,6 +154,8 @@ class Participant:
         try:
             while not (self.chain.is_finished and self._is_up_to_date):
                 head = self.chain.head
+                if looking.done():
+                    looking.result()  # it never ends, unless by a bug
                 try:
                     await self._play()
                 except (RoundFailed, TransportError, ProtocolViolation) as error:
