@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ from typing import Final
 from peers import runtime
 from peers.keys import identity_of
 from zoonet.crypto import PeerId, short
+from zoonet.errors import TransportError
 from zoonet.net import Host, HostConfig
 
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/31330",)
@@ -86,10 +87,18 @@ def invitation(addresses: Sequence[str]) -> str:
 async def _tell_who_is_connected(host: Host) -> None:
     known: set[PeerId] = set()
     while True:
-        connected = await host.connected()
-        for peer_id in sorted(connected.keys() - known):
-            log.info("connected peer=%s num_peers=%d", short(peer_id), len(connected))
-        for peer_id in sorted(known - connected.keys()):
-            log.info("disconnected peer=%s num_peers=%d", short(peer_id), len(connected))
-        known = set(connected)
+        try:
+            connected = await host.connected()
+        except TransportError as error:  # a laden machine; a daemon that died ends the host
+            log.debug("connections not known: %s", error)
+        else:
+            _log_changes(known, connected.keys())
+            known = set(connected)
         await asyncio.sleep(LOOK_INTERVAL_S)
+
+
+def _log_changes(known: Set[PeerId], connected: Set[PeerId]) -> None:
+    for peer_id in sorted(connected - known):
+        log.info("connected peer=%s num_peers=%d", short(peer_id), len(connected))
+    for peer_id in sorted(known - connected):
+        log.info("disconnected peer=%s num_peers=%d", short(peer_id), len(connected))

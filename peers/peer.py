@@ -7,7 +7,7 @@ import logging
 import platform
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from peers.worker import Worker
 from zoonet import __version__
 from zoonet.blocks import BlockExchange, BlockStore
 from zoonet.clock import SystemClock
+from zoonet.errors import ConfigError, StorageError, TransportError
 from zoonet.jobs import Catalog, ProviderPolicy
 from zoonet.membership import (
     Directory,
@@ -30,6 +31,7 @@ from zoonet.membership import (
     tier_of,
 )
 from zoonet.net import Host, HostConfig
+from zoonet.net.addresses import is_loopback, parse_believable, parse_peer_address
 from zoonet.records import Hardware, PeerRecord, Signed, sign
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import TrainerProcess
@@ -38,6 +40,9 @@ from zoonet.training.messages import Start
 LAN_SEARCH_S: Final = 3.0
 CACHE_INTERVAL_S: Final = 30.0
 BEACON_LIFETIME_S: Final = 180.0
+PRESENT_INTERVAL_S: Final = 60.0  # between two looks at what the beacon says
+LONELY_INTERVAL_S: Final = 10.0  # the same while nobody is connected
+MAX_NAME_CHARACTERS: Final = 200  # what a record holds
 TRAINER_NICE: Final = 5  # training yields to the node, which answers others
 
 log = logging.getLogger(__name__)
@@ -54,9 +59,17 @@ class PeerOptions:
     name: str = ""
     client: bool = False  # behind NAT: dial only, be reached through relays
     lan: bool = True  # look for neighbours and answer theirs
+    lan_config: LanConfig = field(default_factory=LanConfig)  # where they are looked for
     device: str = "auto"
     threads: int = 1  # of CPU arithmetic
     policy: ProviderPolicy = ProviderPolicy()
+
+    def __post_init__(self) -> None:
+        if len(self.name) > MAX_NAME_CHARACTERS:
+            raise ConfigError(
+                f"--name has {len(self.name)} characters; others take at most "
+                f"{MAX_NAME_CHARACTERS}: choose a shorter one"
+            )
 
 
 def main(options: PeerOptions) -> None:
@@ -70,19 +83,20 @@ async def run_peer(options: PeerOptions) -> None:
     hardware = await asyncio.to_thread(probe)
     log.info(
         "hardware cpus=%d memory_gb=%.0f gpus=%d tier=%s",
-        hardware.num_cpus, hardware.memory_bytes / 1e9, hardware.num_gpus, tier_of(hardware),
+        hardware.num_cpus,
+        hardware.memory_bytes / 1e9,
+        hardware.num_gpus,
+        tier_of(hardware),
     )
     cache = PeerCache(home.path / "peers.json")
     async with _host(options, home, cache) as host, _lan(options, host) as lan:
-        await _enter(host, lan)
         role = PeerRole(options, home, hardware, host, lan, cache)
+        await role.enter()
         await role.run()
 
 
 @asynccontextmanager
-async def _host(
-    options: PeerOptions, home: runtime.Home, cache: PeerCache
-) -> AsyncIterator[Host]:
+async def _host(options: PeerOptions, home: runtime.Home, cache: PeerCache) -> AsyncIterator[Host]:
     config = HostConfig(
         run_dir=home.run_dir,
         announce=options.announce,
@@ -90,33 +104,21 @@ async def _host(
         known_peers=cache.addresses(),
         is_client=options.client,
     )
-    if options.listen:
+    if options.listen or options.client:  # a client that names no address only dials
         config = replace(config, listen=options.listen)
     async with Host.open(identity_of(home), config) as host:
         yield host
 
 
 @asynccontextmanager
-async def _lan(options: PeerOptions, host: Host) -> AsyncIterator[Lan]:
-    is_enabled = options.lan and not host.config.is_local
-    async with Lan.open(host.peer_id, LanConfig(is_enabled=is_enabled)) as lan:
-        yield lan
-
-
-async def _enter(host: Host, lan: Lan) -> None:
-    """Named and cached peers were dialled already; then the LAN; else this is a new swarm."""
-    if not await host.connected():
-        neighbours = await lan.search(LAN_SEARCH_S)
-        addresses = [text for record in neighbours for text in record.body.addresses]
-        if addresses:
-            await host.connect(addresses)
-    connected = await host.connected()
-    if connected:
-        log.info("joined peers=%d", len(connected))
+async def _lan(options: PeerOptions, host: Host) -> AsyncIterator[Lan | None]:
+    # Neighbours cannot reach a peer on loopback, unless they are on loopback too.
+    is_reachable = not host.config.is_local or is_loopback(f"/ip4/{options.lan_config.interface}")
+    if not (options.lan and is_reachable):
+        yield None
         return
-    if host.config.bootstrap:
-        log.warning("none of the peers named with --join answers; they are tried again")
-    print(invitation(by_reach(await host.addresses())), flush=True)
+    async with Lan.open(host.peer_id, options.lan_config) as lan:
+        yield lan
 
 
 class PeerRole:
@@ -128,7 +130,7 @@ class PeerRole:
         home: runtime.Home,
         hardware: Hardware,
         host: Host,
-        lan: Lan,
+        lan: Lan | None,  # None: neighbours are not looked for
         cache: PeerCache,
     ) -> None:
         self._options = options
@@ -142,9 +144,25 @@ class PeerRole:
         self._jobs: tuple[str, ...] = ()
         self._name = options.name or platform.node()[:40] or "peer"
         self._directory = Directory(
-            host.identity, host.records, self._clock,
-            describe=self._describe, on_peer=self._meet,
+            host.identity,
+            host.records,
+            self._clock,
+            describe=self._describe,
+            on_peer=self._meet,
         )
+
+    async def enter(self) -> None:
+        """Named and cached peers were dialled already; then the LAN; else this is a new swarm."""
+        if self._lan is not None and not await self._host.connected():
+            self._lan.present(await self._beacon())  # neighbours answer a beacon, not silence
+            await self._join_neighbours(self._lan)
+        connected = await self._host.connected()
+        if connected:
+            log.info("joined peers=%d", len(connected))
+            return
+        if self._options.join:
+            log.warning("none of the peers named with --join answers; they are tried again")
+        print(invitation(by_reach(await self._host.addresses())), flush=True)
 
     async def run(self) -> None:
         """Run until cancelled."""
@@ -175,7 +193,8 @@ class PeerRole:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._directory.run())
             tasks.create_task(self._remember())
-            tasks.create_task(self._present())
+            if self._lan is not None:
+                tasks.create_task(self._present(self._lan))
             tasks.create_task(worker.run())
 
     async def _describe(self) -> PeerRecord:
@@ -192,19 +211,37 @@ class PeerRole:
             jobs=self._jobs,
         )
 
-    async def _present(self) -> None:
-        """Keep the beacon for neighbours fresh."""
+    async def _beacon(self) -> Signed[PeerRecord]:
+        now = self._clock.now()
+        return sign(
+            self._host.identity,
+            await self._describe(),
+            sequence=int(now * 1000),
+            expires_at=now + BEACON_LIFETIME_S,
+        )
+
+    async def _present(self, lan: Lan) -> None:
+        """Keep the beacon for neighbours fresh; where nobody is connected, join one of them."""
         while True:
-            now = self._clock.now()
-            self._lan.present(
-                sign(
-                    self._host.identity,
-                    await self._describe(),
-                    sequence=int(now * 1000),
-                    expires_at=now + BEACON_LIFETIME_S,
-                )
-            )
-            await asyncio.sleep(BEACON_LIFETIME_S / 3)
+            is_alone = False
+            try:
+                lan.present(await self._beacon())
+                is_alone = not await self._host.connected()
+                if is_alone and await self._join_neighbours(lan):
+                    log.info("joined a neighbour that was not there before")
+            except TransportError as error:
+                log.debug("beacon not renewed, next time: %s", error)
+            await asyncio.sleep(LONELY_INTERVAL_S if is_alone else PRESENT_INTERVAL_S)
+
+    async def _join_neighbours(self, lan: Lan) -> bool:
+        """Tell whether one of those on the local network answered."""
+        found = [
+            address.text
+            for record in await lan.search(LAN_SEARCH_S)
+            if "client" not in record.body.roles  # it may be looking for the swarm itself
+            for address in parse_believable(record.body.addresses, record.author)
+        ]
+        return bool(await self._host.connect(found))
 
     def _on_job(self, job_ids: tuple[str, ...]) -> None:
         self._jobs = job_ids
@@ -212,23 +249,39 @@ class PeerRole:
 
     def _meet(self, record: Signed[PeerRecord]) -> None:
         self._host.learn(record.author, record.body.addresses)
-        self._cache.remember(
-            record.author, record.body.addresses, met_at=self._clock.now()
-        )
+        if "client" not in record.body.roles:  # those who look around are gone tomorrow
+            self._cache.remember(record.author, record.body.addresses, met_at=self._clock.now())
 
     async def _remember(self) -> None:
         """Keep the cache of peers met before on disk, so that a dead bootstrap does not matter."""
         try:
             while True:
+                await self._remember_entrances()
+                self._save_cache()
                 await asyncio.sleep(CACHE_INTERVAL_S)
-                self._cache.save()
         finally:
+            self._save_cache()
+
+    async def _remember_entrances(self) -> None:
+        """Note the peers named with --join that answer: a bootstrap has no record of its own."""
+        try:
+            connected = await self._host.connected()
+        except TransportError as error:
+            log.debug("connections not known: %s", error)
+            return
+        for address in map(parse_peer_address, self._options.join):
+            if address.peer_id in connected:
+                now = self._clock.now()
+                self._cache.remember(address.peer_id, [address.text], met_at=now)
+
+    def _save_cache(self) -> None:
+        try:
             self._cache.save()
+        except StorageError as error:
+            log.warning("peers met today will not be remembered: %s", error)
 
 
 @asynccontextmanager
-async def _open_trainer(
-    start: Start, buffers: SharedBuffers
-) -> AsyncIterator[TrainerProcess]:
+async def _open_trainer(start: Start, buffers: SharedBuffers) -> AsyncIterator[TrainerProcess]:
     async with TrainerProcess.open(start, buffers, nice=TRAINER_NICE) as trainer:
         yield trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from zoonet.blocks import Blocks, BlockStore
 from zoonet.clock import Clock, SystemClock
 from zoonet.crypto import Identity
-from zoonet.errors import PeerUnreachable, StorageError
+from zoonet.errors import ConfigError, PeerUnreachable, StorageError
 from zoonet.membership import Directory, Lan, LanConfig, PeerCache
 from zoonet.membership.join import LAN_SEARCH_S
-from zoonet.records import Hardware, PeerRecord, Signed
+from zoonet.records import Hardware, PeerRecord, Signed, sign
 
 if TYPE_CHECKING:
     from zoonet.net import Host
 
 MAX_ADDRESSES: Final = 24
+MAX_NAME_CHARACTERS: Final = 200  # what a record holds
+BEACON_LIFETIME_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,16 @@ class EntryConfig:
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     # Look for peers on the local network where no others are known.
     is_lan_enabled: bool = True
+    # Where they are looked for.
+    lan: LanConfig = field(default_factory=LanConfig)
     # What others see next to the peer id.
     name: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.name) > MAX_NAME_CHARACTERS:
+            raise ConfigError(
+                f"a name of {len(self.name)} characters; others take at most {MAX_NAME_CHARACTERS}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +92,7 @@ async def entered(
         async with Host.open(identity, host_config) as host:
             if not await host.connected():
                 await _meet_neighbours(host, bootstrap, config, clock)
+            await _remember_entrances(host, bootstrap, cache, clock)
             directory = Directory(
                 identity,
                 host.records,
@@ -101,21 +112,51 @@ async def entered(
 async def _meet_neighbours(
     host: Host, bootstrap: tuple[str, ...], config: EntryConfig, clock: Clock
 ) -> None:
-    async with Lan.open(host.peer_id, LanConfig(is_enabled=config.is_lan_enabled), clock) as lan:
-        found = await lan.search(LAN_SEARCH_S) if config.is_lan_enabled else []
-    addresses = [address for record in found for address in record.body.addresses]
-    if addresses and await host.connect(addresses):
+    if config.is_lan_enabled and await host.connect(await _neighbours(host, config, clock)):
         return
     if bootstrap:
-        tried = "".join(f"\n  {address}" for address in bootstrap)
         raise PeerUnreachable(
-            f"none of the peers to join answers:{tried}\n"
+            f"none of the peers to join answers: {', '.join(bootstrap)}; "
             "check that one of them runs and that its address and port are right"
         )
     raise PeerUnreachable(
         "no peer is known here and none was found on the local network; give the address of one: "
         "Network.join(bootstrap=[...]), Client(api_key=..., bootstrap=[...]) or --join"
     )
+
+
+async def _neighbours(host: Host, config: EntryConfig, clock: Clock) -> list[str]:
+    """Addresses of peers on the local network. They answer a beacon, not silence."""
+    from zoonet.net.addresses import parse_believable
+
+    now = clock.now()
+    beacon = sign(
+        host.identity,
+        await _describe(host, config.name, clock),
+        sequence=int(now * 1000),
+        expires_at=now + BEACON_LIFETIME_S,
+    )
+    async with Lan.open(host.peer_id, config.lan, clock) as lan:
+        lan.present(beacon)
+        found = await lan.search(LAN_SEARCH_S)
+    return [
+        address.text
+        for record in found
+        if "client" not in record.body.roles  # it may be looking for the swarm itself
+        for address in parse_believable(record.body.addresses, record.author)
+    ]
+
+
+async def _remember_entrances(
+    host: Host, named: Iterable[str], cache: PeerCache, clock: Clock
+) -> None:
+    """Note the named peers that answered: a bootstrap has no record of its own."""
+    from zoonet.net.addresses import parse_peer_address
+
+    connected = await host.connected()
+    for address in map(parse_peer_address, named):
+        if address.peer_id in connected:
+            cache.remember(address.peer_id, [address.text], met_at=clock.now())
 
 
 async def _describe(host: Host, name: str, clock: Clock) -> PeerRecord:
