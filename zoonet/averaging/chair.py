@@ -93,7 +93,7 @@ class Chair:
                 ready = decode_from_member(await stream.receive(MESSAGE_BYTES))
         except TimeoutError as error:
             raise PeerTimeout("a stream that was opened and not used") from error
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise ProtocolViolation(stream.peer_id, f"a malformed message: {error}") from error
         if not isinstance(ready, Ready) or ready.job_id != self._chain().job_id:
             raise ProtocolViolation(stream.peer_id, "a round's stream must open with Ready")

@@ -360,7 +360,7 @@ class Coordinator:
             frame = await stream.receive(MESSAGE_BYTES)
             try:
                 message = decode_from_member(frame)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 raise ProtocolViolation(stream.peer_id, f"a malformed message: {error}") from error
             self._heard[stream.peer_id] = self._now()
             if self._conductor is not None:

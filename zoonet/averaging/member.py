@@ -155,7 +155,7 @@ class Member:
                 f"the coordinator {short(stream.peer_id)} has been silent for "
                 f"{self._config.silence_s:.0f} s"
             ) from error
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise ProtocolViolation(stream.peer_id, f"a malformed message: {error}") from error
 
     async def _receive_plan(self, stream: Stream, chain: Chain) -> Round:

@@ -52,7 +52,7 @@ def decode(raw: bytes, *, peer: str = "") -> Manifest:
         raise ProtocolViolation(peer, f"a manifest of {len(raw)} bytes")
     try:
         return msgspec.msgpack.decode(raw, type=Manifest, strict=True)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ProtocolViolation(peer, f"not a manifest: {error}") from error
 
 

@@ -114,7 +114,7 @@ class ResultFetcher:
         raw = await call_store(self._store, read_bytes, self._store, result.chain_cid)
         try:
             links = msgspec.msgpack.decode(raw, type=list[Certificate], strict=True)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise ProtocolViolation("", f"not a chain of certified rounds: {error}") from error
         chain = Chain(self._view.job_id, num_slots(prepared))
         for link in links:

@@ -202,6 +202,8 @@ class MemoryRecordStore:
         return record
 
     async def announce(self, topic: str, record: Signed[Any]) -> None:
+        if record.author != self._peer_id:
+            raise ValueError("only its author may announce a record")
         await self._swarm.faults.delay(self._peer_id, self._peer_id, len(record.raw))
         for peer_id, queue in self._swarm.listeners[topic]:
             if self._swarm.faults.is_cut(self._peer_id, peer_id):
