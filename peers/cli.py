@@ -341,7 +341,7 @@ def cancel(*, job: str, join: tuple[str, ...], **options: Any) -> None:
 @click.option(
     "--seconds",
     type=click.IntRange(min=30),
-    default=150,
+    default=120,
     show_default=True,
     help="How long it may take, start-up and all.",
 )

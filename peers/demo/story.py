@@ -41,7 +41,7 @@ STDLIB_PROMPT, TEXT_PROMPT = "def ", "\n"
 class DemoOptions:
     """What `zoonet demo` was told."""
 
-    seconds: int = 150
+    seconds: int = 120
     text: Path | None = None  # None: Python's standard library
     workers: int = 4
     out: Path = Path("zoonet-demo")
