@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
-from collections.abc import Sequence, Set
+import socket
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,11 +15,12 @@ from typing import Final
 from peers import runtime
 from peers.keys import identity_of
 from zoonet.crypto import PeerId, short
-from zoonet.errors import TransportError
+from zoonet.errors import ConfigError, TransportError
 from zoonet.net import Host, HostConfig
 
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/31330",)
 LOOK_INTERVAL_S: Final = 2.0  # between two looks at who is connected
+_FAMILIES: Final = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ async def run_bootstrap(options: BootstrapOptions) -> None:
         bootstrap=options.join,
         is_public=options.public,
     )
+    require_free_ports(config.listen)
     async with Host.open(identity_of(home), config) as host:
         addresses = by_reach(await host.addresses())
         if options.as_json:
@@ -58,6 +62,30 @@ async def run_bootstrap(options: BootstrapOptions) -> None:
         else:
             print(invitation(addresses), flush=True)
         await _tell_who_is_connected(host)
+
+
+def require_free_ports(addresses: Iterable[str]) -> None:
+    """Raise ConfigError where another program listens on the TCP port of one of the addresses.
+
+    The daemon itself shares a port with other daemons without a word (SO_REUSEPORT), and each then
+    gets visitors that look for the other.
+    """
+    for address in addresses:
+        _, family, host, transport, port, *_ = [*address.split("/"), "", "", "", "", ""]
+        if transport != "tcp" or family not in _FAMILIES:
+            continue
+        try:
+            with socket.socket(_FAMILIES[family], socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == "ip6":
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.bind((host, int(port)))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # the daemon explains everything else
+                raise ConfigError(
+                    f"cannot listen on {address}: the port is in use by another program; "
+                    "choose another port, or 0 for any free one"
+                ) from error
 
 
 def by_reach(addresses: Sequence[str]) -> list[str]:

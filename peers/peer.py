@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from peers import runtime
-from peers.bootstrap import by_reach, invitation
+from peers.bootstrap import by_reach, invitation, require_free_ports
 from peers.job_run import RunConfig
 from peers.keys import identity_of
 from peers.node import Node
@@ -106,6 +106,7 @@ async def _host(options: PeerOptions, home: runtime.Home, cache: PeerCache) -> A
     )
     if options.listen or options.client:  # a client that names no address only dials
         config = replace(config, listen=options.listen)
+    require_free_ports(config.listen)
     async with Host.open(identity_of(home), config) as host:
         yield host
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from peers.bootstrap import require_free_ports
 from peers.peer import PeerOptions
 from tests.peers.real import (
     ENDLESS,
@@ -158,6 +159,24 @@ async def test_a_port_in_use_is_named(scratch: Path) -> None:
             line = await start_wrongly(swarm, "--listen", address)
     assert f"cannot listen on {address}: the port is in use" in line
     assert "choose another" in line
+
+
+@pytest.mark.asyncio
+async def test_the_port_of_another_peer_is_in_use_too(scratch: Path) -> None:
+    """Two daemons would share it, and each get visitors that look for the other."""
+    async with swarm_in(scratch) as swarm:
+        _, entrance = await swarm.bootstrap()
+        address = entrance.partition("/p2p/")[0]
+        line = await start_wrongly(swarm, "--listen", address)
+        assert f"cannot listen on {address}: the port is in use" in line
+
+
+@pytest.mark.parametrize("address", ["/ip4/127.0.0.1/udp/{}/quic-v1", "/ip6/::1/tcp/{}"])
+def test_the_same_port_of_another_kind_is_free(address: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        require_free_ports([address.format(taken.getsockname()[1]), "/dns4/a.example/tcp/1"])
 
 
 @pytest.mark.asyncio
