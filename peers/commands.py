@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import fcntl
 import json
 import os
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -78,7 +80,15 @@ def submit_job(
             if detach:
                 await network.handed_over(job_id)
                 return
-            await _show_until_ended(network, job_id, as_json=as_json)
+            try:
+                await _show_until_ended(network, job_id, as_json=as_json)
+            except asyncio.CancelledError:
+                print(
+                    "the job goes on where peers have fetched its data; "
+                    f"follow it with: zoonet watch {job_id[:8]}",
+                    file=sys.stderr,
+                )
+                raise
 
     runtime.run(submit())
 

@@ -86,7 +86,7 @@ def passphrase() -> str:
 
 
 def configure_logging(*, verbosity: int) -> None:
-    """Send the story (or with verbosity 1 the mechanics) to stderr; -1 keeps to warnings.
+    """Send the story (or with verbosity 1 the mechanics) to stderr; -1 keeps to errors.
 
     Colours and columns on a terminal, plain lines for a file or a service's journal.
     """
@@ -100,7 +100,7 @@ def configure_logging(*, verbosity: int) -> None:
         handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
         handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
+    level = {-1: logging.ERROR, 0: logging.INFO}.get(verbosity, logging.DEBUG)
     for name in ("zoonet", "peers"):
         logging.getLogger(name).setLevel(level)
 
