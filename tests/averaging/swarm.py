@@ -46,6 +46,7 @@ class CountingReplica:
         self.trained: list[int] = []
         self.is_stuck = False
         self.poison = False
+        self.commit_s = 0.0  # a large model takes a while to be swapped in
         self.fails = 0
         self._staged: tuple[bytes, np.ndarray] | None = None
         self._previous: np.ndarray | None = None
@@ -96,6 +97,7 @@ class CountingReplica:
     async def commit(self, state: bytes, *, is_merged: bool) -> bool:
         if self._staged is None or self._staged[0] != state:
             return False
+        await asyncio.sleep(self.commit_s)
         delta_P = self.theta_P - self.local_P
         self._previous = self.theta_P
         self.theta_P = self._staged[1]

@@ -194,3 +194,21 @@ def test_the_same_seed_gives_the_same_chain_twice() -> None:
         return swarm.peers["ada"].chain.head
 
     assert run(main()) == run(main())
+
+
+@pytest.mark.parametrize("slow_s", [0.02, 0.3, 2.0])
+def test_peers_that_take_a_while_to_apply_a_round_are_not_held_suspect(slow_s: float) -> None:
+    async def main() -> Swarm:
+        swarm = Swarm(400, RoundsConfig(inner_steps=10, min_founders=4))
+        for place, name in enumerate(NAMES):
+            peer = await swarm.add(name)
+            peer.replica.commit_s = slow_s * place / len(NAMES)
+        swarm.start()
+        await swarm.finish()
+        return swarm
+
+    swarm = run(main())
+    assert_same_truth(swarm, 400)
+    for link in swarm.peers["ada"].chain.certificates:
+        assert len(link.result.members) == 4
+        assert len(link.result.contributions) == 4

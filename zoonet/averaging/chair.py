@@ -68,6 +68,7 @@ class Chair:
         self._retiring: set[asyncio.Task[None]] = set()
         self._plans: list[Round] = []
         self._elsewhere = b""
+        self._elsewhere_parent = b""
 
     # --- who comes ----------------------------------------------------------------------------
 
@@ -104,7 +105,9 @@ class Chair:
         chain = self._chain()
         if (ready.length, ready.head) != (len(chain), chain.head):
             await self._say_elsewhere(stream)
-        elif self._elsewhere and stream.peer_id != self._me:
+        elif (
+            self._elsewhere and self._elsewhere_parent == chain.head and stream.peer_id != self._me
+        ):
             await stream.send(msgpack.encode(Busy(record=self._elsewhere)))
         elif self._is_mine(ready.view, stream.peer_id) and not chain.is_finished:
             await self._sit_down(ready.view).attend(stream, ready)
@@ -136,6 +139,9 @@ class Chair:
             if not last.is_over:
                 return last
             view = min(last.seat.view + turn, MAX_VIEW)
+        elif last is not None:  # its round is certified, only `grew` has not been told yet
+            last.settle()
+            self._retire()
         seat = RoundSeat(
             job_id=chain.job_id,
             index=len(chain),
@@ -176,6 +182,7 @@ class Chair:
         """This peer takes part in a round: who comes here for another one is sent there."""
         self._plans = [*self._plans[-KNOWN_PLANS + 1 :], plan]
         self._elsewhere = b"" if coordinator == self._me else record
+        self._elsewhere_parent = plan.parent
         if self._elsewhere and self._seat is not None:
             self._seat.stand_down(self._elsewhere)
 

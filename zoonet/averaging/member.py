@@ -181,8 +181,8 @@ class Member:
         plan: Round = record.body
         if coordinator is not None and record.author != coordinator:
             raise ProtocolViolation(teller, "a round that another peer planned")
-        if coordinator is None and record.author == self._peer_id:
-            raise ProtocolViolation(teller, "a plan of this peer itself, which it knows of")
+        if coordinator is None and plan.parent != chain.head:
+            raise StandsElsewhere(plan.index)  # it is a moment behind or ahead
         check_plan(plan, record.author, chain, self._config)
         return plan
 

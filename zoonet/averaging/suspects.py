@@ -7,7 +7,7 @@ from typing import Final
 
 from zoonet.crypto import PeerId, short
 
-FIRST_S: Final = 300.0
+FIRST_S: Final = 20.0
 LONGEST_S: Final = 3600.0
 MAX_SUSPECTS: Final = 1024
 
