@@ -148,16 +148,32 @@ class Hostile:
     async def take_part(
         self, play: Callable[[Stream], Awaitable[None]], **fields: object
     ) -> None:
-        """Attend one round after the other at whoever coordinates it, in any view."""
+        """Attend one round after the other at whoever coordinates it; come back when expelled."""
         view = 0
         while True:
             head = self.chain.head
             order = coordinators(head, self.chain.roster)
             others = [peer for peer in order if peer != self.peer_id]
+            if self.peer_id not in self.chain.roster:
+                await self.apply()
             ready = self.ready(**{"view": order.index(others[view % len(others)]), **fields})
-            await self.attend(others[view % len(others)], ready, play)
+            playing = asyncio.create_task(self.attend(others[view % len(others)], ready, play))
+            while self.chain.head == head and not playing.done():
+                await asyncio.sleep(0.01)
+            playing.cancel()
+            await asyncio.gather(playing, return_exceptions=True)
             view = 0 if self.chain.head != head else view + 1
-            await asyncio.sleep(0.5)
+            if view:
+                await asyncio.sleep(0.5)
+
+    async def apply(self) -> None:
+        """Ask everybody to be let into the next round."""
+        for victim in self.victims:
+            with contextlib.suppress(TransportError, ProtocolViolation):
+                await call(
+                    self.transport, victim, CHAIN, ChainRequest(0, 0.0, True), ChainPage,
+                    timeout_s=5.0,
+                )
 
     async def hear(self, stream: Stream) -> Any:
         """The next message of a coordinator that is not a beat."""

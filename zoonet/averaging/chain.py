@@ -164,6 +164,19 @@ class Chain:
         return copy
 
 
+def idlers(chain: Chain, *, num_rounds: int, num_needed: int) -> set[PeerId]:
+    """Members of all of the last rounds who contributed to none of them.
+
+    Nobody while fewer than `num_needed` slots are left: then there may be no work for everyone.
+    """
+    links = chain.certificates[-num_rounds:]
+    if len(links) < num_rounds or count(chain.free) < num_needed:
+        return set()
+    members = set.intersection(*(set(link.result.members) for link in links))
+    busy = {share.peer for link in links for share in link.result.contributions}
+    return {PeerId(peer) for peer in members - busy}
+
+
 def _slots_of(certificate: Certificate) -> Ranges:
     shares = certificate.result.contributions
     return tuple(piece for share in shares for piece in share.slots)

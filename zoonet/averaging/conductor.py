@@ -172,9 +172,10 @@ class Conductor:
         working = self._live() - self.left_out
         num_done = len(self.done_after_s.keys() & working)
         knows_usual = self.usual_s > 0 or self.me in self.done_after_s
-        if not num_done or not (knows_usual or 2 * num_done > len(working)):
+        if not knows_usual and 2 * num_done <= len(working):
             return False
-        usual_s = max(self.usual_s, statistics.median(self.done_after_s.values()))
+        others_s = statistics.median(self.done_after_s.values()) if self.done_after_s else 0.0
+        usual_s = max(self.usual_s, others_s)
         if 2 * num_done < len(working):
             usual_s *= self.patience.straggle_factor
         extra_s = max(self.patience.straggle_s, self.patience.straggle_share * usual_s)

@@ -198,13 +198,8 @@ class Coordinator:
             sequence=int(now * 1000),
             expires_at=now + Round.MAX_LIFETIME_S / 2,
         ).raw
-        speed = self._followers[self._me].ready.slots_per_s
         self._conductor = Conductor(
-            plan,
-            self._now(),
-            self._me,
-            self._config.patience,
-            count(plan.slots_of(self._me)) / speed if speed > 0 else 0.0,
+            plan, self._now(), self._me, self._config.patience, self._usual_s(plan)
         )
         log.info(
             "planned round=%d view=%d members=%d joiners=%d",
@@ -213,6 +208,16 @@ class Coordinator:
         self._tell_all(Planned(record=self.record))
         for peer in set(self._followers) - {*plan.members, *plan.joiners}:
             self._followers.pop(peer).dismiss()
+
+    def _usual_s(self, plan: Round) -> float:
+        """How long this peer's own lease should take it, in seconds; 0 while its speed is unknown.
+
+        Where there is no work left for it, the largest lease instead.
+        """
+        speed = self._followers[self._me].ready.slots_per_s
+        mine = count(plan.slots_of(self._me))
+        num_slots = mine or max(count(lease.slots) for lease in plan.leases)
+        return num_slots / speed if speed > 0 else 0.0
 
     def _make_plan(self) -> Round:
         roster = self.seat.roster or tuple(self._followers)

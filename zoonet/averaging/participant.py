@@ -14,7 +14,14 @@ from msgspec import Struct
 
 from zoonet.averaging.ballot import Ballot
 from zoonet.averaging.butterfly import Averager
-from zoonet.averaging.chain import Chain, coordinators, has_quorum, replaces, split_of
+from zoonet.averaging.chain import (
+    Chain,
+    coordinators,
+    has_quorum,
+    idlers,
+    replaces,
+    split_of,
+)
 from zoonet.averaging.chain_sync import ChainSync
 from zoonet.averaging.chair import GATHER_FLOOR_S, Chair
 from zoonet.averaging.config import RoundsConfig
@@ -60,6 +67,7 @@ PLAN_S: Final = 45.0  # for a plan; a coordinator gathers for 30 s at most
 CATCH_UP_S: Final = 30.0  # for a look at the chains there are, before founding another one
 MINORITY_S: Final = 60.0  # before a round is believed in that most of the roster has no part in
 MAX_REFUSALS: Final = 8  # times that a coordinator may send this peer elsewhere, for one head
+IDLE_ROUNDS: Final = 3  # that a member may go without a contribution
 ROUND_SLACK: Final = 2.0  # of the learned duration of a round, before it is given up
 
 T = TypeVar("T")
@@ -387,9 +395,16 @@ class Participant:
         self._view = 0
         self._num_refusals = 0
         self._grew_at = self._now()
+        for peer in self._idlers():
+            self._suspect(peer, f"a member of {IDLE_ROUNDS} rounds without any contribution")
         self._chair.grew()
         async with self._grown:
             self._grown.notify_all()
+
+    def _idlers(self) -> set[PeerId]:
+        """Each round waits for those who are never done; so not for ever."""
+        for_all = self._config.inner_steps * len(self.chain.roster)
+        return idlers(self.chain, num_rounds=IDLE_ROUNDS, num_needed=for_all)
 
     async def _wait_for_growth(self, head: bytes, timeout_s: float | None) -> None:
         """Return when the chain stands elsewhere than at this head, or the time is over."""
