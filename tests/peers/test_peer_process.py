@@ -26,7 +26,9 @@ from tests.peers.real import (
     swarm_in,
 )
 from zoonet.client import EntryConfig
+from zoonet.client.entry import sweep_left_over
 from zoonet.errors import ConfigError
+from zoonet.net.daemon import RunDirectory
 
 pytestmark = pytest.mark.p2p
 
@@ -100,6 +102,19 @@ async def test_a_cache_that_cannot_be_written_is_a_warning(scratch: Path) -> Non
         await said(peer, "starting without the peer cache", "will not be remembered")
         peer.process.terminate()
         assert await peer.process.wait() == 0
+
+
+def test_what_a_killed_client_left_is_swept_by_a_later_one(tmp_path: Path) -> None:
+    now = 1_800_000_000.0
+    for name, age_s in (("killed", 7200), ("running", 7200), ("starting", 60)):
+        run = tmp_path / f"zoonet-{name}" / "run"
+        run.mkdir(parents=True)
+        for file in ("lock", "p2pd.sock"):
+            (run / file).touch()
+        os.utime(run.parent, (now - age_s, now - age_s))
+    with RunDirectory(tmp_path / "zoonet-running" / "run"):
+        sweep_left_over(tmp_path, now=now)
+    assert files_of(tmp_path) == {"zoonet-running", "zoonet-starting"}
 
 
 # What a user gets wrong.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 MAX_ADDRESSES: Final = 24
 MAX_NAME_CHARACTERS: Final = 200  # what a record holds
 BEACON_LIFETIME_S: Final = 60.0
+LEFT_OVER_AFTER_S: Final = 3600.0
+_TEMPORARY: Final = "zoonet-"
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,8 @@ async def entered(
     clock = SystemClock()
     store = await asyncio.to_thread(BlockStore, config.folder / "blocks")
     cache = PeerCache(config.folder / "peers.json")
-    with tempfile.TemporaryDirectory(prefix="zoonet-") as run_dir:
+    await asyncio.to_thread(sweep_left_over, Path(tempfile.gettempdir()), now=clock.now())
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY) as run_dir:
         host_config = HostConfig(
             run_dir=Path(run_dir) / "run",
             listen=config.listen,
@@ -107,6 +113,22 @@ async def entered(
                 finally:
                     presence.cancel()
                     _save(cache)
+
+
+def sweep_left_over(temporary: Path, *, now: float) -> None:
+    """Remove the run directories of this user's clients that were killed: nobody locks them."""
+    from zoonet.net.daemon import RunDirectory
+
+    for lock in temporary.glob(f"{_TEMPORARY}*/run/lock"):
+        folder = lock.parent.parent
+        with contextlib.suppress(OSError, ConfigError):  # another's, or in use
+            found = folder.lstat()
+            is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            # One that is younger may be about to be locked.
+            if is_own and found.st_mtime < now - LEFT_OVER_AFTER_S:
+                with RunDirectory(lock.parent):
+                    log.info("swept folder=%s", folder)
+                folder.rmdir()
 
 
 async def _meet_neighbours(
