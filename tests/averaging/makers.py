@@ -51,9 +51,7 @@ def result_after(
     members = tuple(members)
     if slots is None:
         start = chain.num_done
-        slots = {
-            name: ((start + 2 * at, start + 2 * at + 2),) for at, name in enumerate(members)
-        }
+        slots = {name: ((start + 2 * at, start + 2 * at + 2),) for at, name in enumerate(members)}
     return RoundResult(
         job_id=chain.job_id,
         index=len(chain),

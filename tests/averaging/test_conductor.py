@@ -19,9 +19,7 @@ from zoonet.averaging.messages import Attempt, Voted
 from zoonet.ranges import Ranges
 
 FOUR = ("ada", "bob", "cyd", "dan")
-LEASES: dict[str, Ranges] = {
-    name: ((4 * at, 4 * at + 4),) for at, name in enumerate(FOUR)
-}
+LEASES: dict[str, Ranges] = {name: ((4 * at, 4 * at + 4),) for at, name in enumerate(FOUR)}
 PATIENCE = Patience()
 SAME, OTHER = b"s" * 32, b"o" * 32
 

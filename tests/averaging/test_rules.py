@@ -20,7 +20,9 @@ from zoonet.ranges import Ranges
 THREE = ("ada", "bob", "cyd")
 CONFIG = RoundsConfig(inner_steps=4)
 LEASES: Mapping[str, Ranges] = {
-    "ada": ((6, 10),), "bob": ((10, 14),), "cyd": ((14, 18),),
+    "ada": ((6, 10),),
+    "bob": ((10, 14),),
+    "cyd": ((14, 18),),
 }
 
 

@@ -61,9 +61,7 @@ async def answered_by(handler: Callable[[Stream], Awaitable[None]], **limits: in
     swarm = MemorySwarm()
     (ada, _), (bob, _) = swarm.peer(ADA), swarm.peer(BOB)
     await bob.serve("words", handler)
-    return await call(
-        ada, BOB.peer_id, "words", Question(1), Reply, timeout_s=5.0, **limits
-    )
+    return await call(ada, BOB.peer_id, "words", Question(1), Reply, timeout_s=5.0, **limits)
 
 
 def replying(frame: bytes) -> Callable[[Stream], Awaitable[None]]:

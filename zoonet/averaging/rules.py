@@ -36,9 +36,7 @@ def check_plan(plan: Round, coordinator: PeerId, chain: Chain, config: RoundsCon
     _check_fairness(plan, coordinator, count(chain.free), config)
 
 
-def _check_fairness(
-    plan: Round, coordinator: PeerId, num_free: int, config: RoundsConfig
-) -> None:
+def _check_fairness(plan: Round, coordinator: PeerId, num_free: int, config: RoundsConfig) -> None:
     most = most_slots(config.inner_steps)
     if any(count(lease.slots) > most for lease in plan.leases):
         raise ProtocolViolation(coordinator, "a plan that leases more than a member can train")

@@ -36,9 +36,7 @@ class RecordStore(Protocol):
         """Send the record to everyone who listens to the topic. Best effort."""
         ...
 
-    def listen(
-        self, topic: str
-    ) -> AbstractAsyncContextManager[AsyncIterator[Signed[Any]]]:
+    def listen(self, topic: str) -> AbstractAsyncContextManager[AsyncIterator[Signed[Any]]]:
         """Subscribe to a topic while the context is open.
 
         The iterator is bounded: a slow reader loses the oldest records, not the newest.
