@@ -164,6 +164,14 @@ class Chain:
         return copy
 
 
+def longer(chain: Chain, links: Iterable[Certificate]) -> Chain:
+    """A chain that goes on with these links. Raises ProtocolViolation."""
+    grown = chain.copy_until(len(chain))
+    for link in links:
+        grown.extend(link)
+    return grown
+
+
 def idlers(chain: Chain, *, num_rounds: int, num_needed: int) -> set[PeerId]:
     """Members of all of the last rounds who contributed to none of them.
 

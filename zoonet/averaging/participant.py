@@ -19,6 +19,7 @@ from zoonet.averaging.chain import (
     coordinators,
     has_quorum,
     idlers,
+    longer,
     replaces,
     split_of,
 )
@@ -182,6 +183,8 @@ class Participant:
     # --- one round ----------------------------------------------------------------------------
 
     async def _play(self) -> None:
+        async with self._extending:
+            pass  # a round that is being applied comes first
         if not self.chain.roster:
             await self._rivals.settled(CATCH_UP_S)
         head, length, roster = self.chain.head, len(self.chain), self.chain.roster
@@ -371,8 +374,9 @@ class Participant:
             if certificate.result.parent != self.chain.head:
                 return
             self.chain.extend(certificate)
+            self._turn_to_head()
             await self._apply(certificate.result)
-            await self._grew()
+            await self._tell_growth()
         await self._events.on_round(certificate)
 
     async def _apply(self, result: RoundResult) -> None:
@@ -389,7 +393,8 @@ class Participant:
             result.index, len(result.members), len(result.contributions), is_here,
         )
 
-    async def _grew(self) -> None:
+    def _turn_to_head(self) -> None:
+        """The chain has just changed: others may already come for its next round."""
         if self._plan is not None:
             self._round_timeout.observe(self._now() - self._planned_at)
         self._view = 0
@@ -398,6 +403,9 @@ class Participant:
         for peer in self._idlers():
             self._suspect(peer, f"a member of {IDLE_ROUNDS} rounds without any contribution")
         self._chair.grew()
+
+    async def _tell_growth(self) -> None:
+        """Chain and replica agree again: go on to the next round."""
         async with self._grown:
             self._grown.notify_all()
 
@@ -452,12 +460,13 @@ class Participant:
                 len(theirs), theirs.num_done,
             )
             self.chain = theirs
+            self._turn_to_head()
             if is_split:
                 await self._replica.drop_local()
                 self._work.carried = ()
             for certificate in theirs.certificates[split:]:
                 await self._apply(certificate.result)
-            await self._grew()
+            await self._tell_growth()
         await self._events.on_round(theirs.certificates[-1])
         return True
 
@@ -534,8 +543,8 @@ class Participant:
             asked = self._now()
             try:
                 page = await self._chain_sync.read(peer, length, wait_s=20.0, wants_in=True)
-                if page.certificates:
-                    self._rivals.note(peer, page.head)
+                if page.certificates and self.chain.head == head:
+                    await self._switch(longer(self.chain, page.certificates))
             except (TransportError, ProtocolViolation) as error:
                 log.debug("polling peer=%s: %s", short(peer), error)
             pause_s = self._config.beat_s if self._now() - asked > 1.0 else self._config.silence_s
