@@ -32,7 +32,7 @@ async def test_a_job_outlives_its_submitter_and_the_bootstrap(scratch: Path) -> 
         door, address = await swarm.bootstrap()
         first = await swarm.peer("first", "--join", address)
         second = await swarm.peer("second", "--join", address)
-        await asyncio.gather(said(first, "met peer="), said(second, "met peer="))
+        await asyncio.gather(said(first, "roles=worker"), said(second, "roles=worker"))
         second.process.terminate()
         assert await second.process.wait() == 0
 
