@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import logging
+import platform
 import socket
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -14,11 +15,16 @@ from typing import Final
 
 from peers import runtime
 from peers.keys import identity_of
+from zoonet import __version__
+from zoonet.clock import SystemClock
 from zoonet.crypto import PeerId, short
 from zoonet.errors import ConfigError, TransportError
+from zoonet.membership import Directory, PeerCache, probe, tier_of
 from zoonet.net import Host, HostConfig
+from zoonet.records import PeerRecord, Signed
 
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/31330",)
+MAX_ADDRESSES: Final = 24  # what a record holds
 LOOK_INTERVAL_S: Final = 2.0  # between two looks at who is connected
 _FAMILIES: Final = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
 
@@ -46,11 +52,13 @@ def main(options: BootstrapOptions) -> None:
 async def run_bootstrap(options: BootstrapOptions) -> None:
     """Serve until cancelled. Raises ConfigError and TransportError as `Host.open` does."""
     home = runtime.Home(options.home)
+    cache = PeerCache(home.path / "peers.json")
     config = HostConfig(
         run_dir=home.run_dir,
         listen=options.listen or DEFAULT_LISTEN,
         announce=options.announce,
         bootstrap=options.join,
+        known_peers=cache.addresses(),
         is_public=options.public,
     )
     require_free_ports(config.listen)
@@ -61,7 +69,40 @@ async def run_bootstrap(options: BootstrapOptions) -> None:
             print(json.dumps(ready), flush=True)
         else:
             print(invitation(addresses), flush=True)
-        await _tell_who_is_connected(host)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_be_listed(host, options.name, cache))
+            tasks.create_task(_tell_who_is_connected(host))
+
+
+async def _be_listed(host: Host, name: str, cache: PeerCache) -> None:
+    """Say what this peer is, learn who the others are, and remember them for the next start."""
+    clock = SystemClock()
+    hardware = await asyncio.to_thread(probe)
+    started_at = clock.now()
+
+    async def describe() -> PeerRecord:
+        return PeerRecord(
+            peer_id=host.peer_id,
+            name=name or platform.node()[:40],
+            roles=("bootstrap",),
+            addresses=tuple(by_reach(await host.addresses()))[:MAX_ADDRESSES],
+            reachability=await host.reachability(),
+            hardware=hardware,
+            tier=tier_of(hardware),
+            version=__version__,
+            started_at=started_at,
+        )
+
+    def meet(record: Signed[PeerRecord]) -> None:
+        host.learn(record.author, record.body.addresses)
+        if "client" not in record.body.roles:  # those who look around are gone tomorrow
+            cache.remember(record.author, record.body.addresses, met_at=clock.now())
+
+    directory = Directory(host.identity, host.records, clock, describe=describe, on_peer=meet)
+    try:
+        await directory.run()
+    finally:
+        cache.save()
 
 
 def require_free_ports(addresses: Iterable[str]) -> None:

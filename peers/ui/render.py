@@ -48,6 +48,8 @@ def headline(view: SwarmView) -> str:
     job = view.job
     if job is None:
         return "nothing is known of the job yet"
+    if job.note and not job.num_rounds:
+        return f"{job.phase} · {printable(job.note, max_chars=200)}"
     loss = f"held-out loss {job.eval_loss:.3f}" if job.eval_losses else "no held-out loss yet"
     return (
         f"{job.phase} · round {job.num_rounds} · {view.num_working} at work"

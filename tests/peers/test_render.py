@@ -75,6 +75,13 @@ def test_the_headline_names_the_round_the_tokens_and_the_loss() -> None:
     )
 
 
+def test_a_job_that_waits_says_what_for() -> None:
+    view = fold(
+        SwarmView(started_s=0.0), job_view(phase="open", note="waits for 2 more peers"), 0.0
+    )
+    assert headline(view) == "open · waits for 2 more peers"
+
+
 def test_without_a_terminal_every_event_and_round_is_one_line_once() -> None:
     out = console(is_terminal=False)
     with LiveView(out, title="a job") as live:
