@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from peers.bootstrap import by_reach, invitation
+from peers.doctor import check_address
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
@@ -92,3 +93,12 @@ def test_the_invitation_names_an_address_that_others_can_reach_first() -> None:
     assert addresses[0].startswith("/ip4/192.0.2.1")
     assert "zoonet peer --join /ip4/192.0.2.1/tcp/1/p2p/A" in invitation(addresses)
     assert "nobody can join" in invitation([])
+
+
+@pytest.mark.p2p
+@pytest.mark.asyncio
+async def test_the_doctor_finds_a_running_bootstrap_well(tmp_path: Path) -> None:
+    role = start(tmp_path, "--listen", LOOPBACK, "--json")
+    finding = await check_address(ready(role)["addresses"][0])
+    assert (finding.is_well, finding.found) == (True, "a peer answers")
+    assert stop(role)[0] == 0
