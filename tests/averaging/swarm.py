@@ -46,6 +46,7 @@ class CountingReplica:
         self.trained: list[int] = []
         self.is_stuck = False
         self.poison = False
+        self.is_released = False  # the peer has let go of the finished job's state
         self.commit_s = 0.0  # a large model takes a while to be swapped in
         self.fails = 0
         self._staged: tuple[bytes, np.ndarray] | None = None
@@ -109,6 +110,8 @@ class CountingReplica:
         self.local_P = self.theta_P.copy()
 
     def _held(self, state: bytes) -> np.ndarray | None:
+        if self.is_released:
+            return None
         for theta_P in (self.theta_P, self._previous):
             if theta_P is not None and self.digest_of(theta_P) == state:
                 return theta_P

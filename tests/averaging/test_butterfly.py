@@ -38,7 +38,11 @@ SILENCE_S = 5.0
 def attempt_of(names: tuple[str, ...], *, num_slots: int = 2, number: int = 0) -> Attempt:
     slots = {name: ((10 * at, 10 * at + num_slots + at),) for at, name in enumerate(names)}
     return Attempt(
-        job_id=JOB_ID, index=0, view=0, parent=bytes(32), number=number,
+        job_id=JOB_ID,
+        index=0,
+        view=0,
+        parent=bytes(32),
+        number=number,
         contributions=shares(slots),
     )
 
@@ -75,9 +79,7 @@ class Ring:
     async def serve(self, *names: str) -> None:
         for name in names:
             transport = self.transport(name)
-            self.butterflies[name] = Butterfly(
-                transport, JOB_ID, self.size, silence_s=SILENCE_S
-            )
+            self.butterflies[name] = Butterfly(transport, JOB_ID, self.size, silence_s=SILENCE_S)
             await self.butterflies[name].serve()
 
     def transport(self, name: str) -> MemoryTransport:
@@ -88,9 +90,7 @@ class Ring:
     async def average(self, name: str) -> Mean | AttemptFailed:
         contribution = vector_of(name, self.size) if name in self.names else None
         try:
-            return await self.butterflies[name].average(
-                self.attempt, contribution, self.followers
-            )
+            return await self.butterflies[name].average(self.attempt, contribution, self.followers)
         except AttemptFailed as error:
             return error
 
@@ -502,8 +502,7 @@ def test_attempts_that_nobody_knows_hold_few_streams_for_a_short_time() -> None:
         streams = [
             await opened(ring, "eve", protocol, message)
             for protocol, message in (
-                [(MEAN, MeanRequest(bytes(32)))] * MAX_EARLY
-                + [(PART, PartHeader(bytes(32)))] * 40
+                [(MEAN, MeanRequest(bytes(32)))] * MAX_EARLY + [(PART, PartHeader(bytes(32)))] * 40
             )
         ]
         assert await is_refused(streams[-1], within_s=0.5)

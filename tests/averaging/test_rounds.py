@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.averaging.swarm import Swarm, contributed_slots
 from zoonet.averaging import RoundsConfig
+from zoonet.errors import ShardUnavailable
 from zoonet.testing import run
 
 NAMES = ("ada", "bob", "cyd", "dan")
@@ -168,9 +171,7 @@ def test_two_halves_of_a_partition_go_on_and_merge_into_the_heavier() -> None:
         swarm = await founded(num_slots=1500, names=names)
         await swarm.until(lambda: len(swarm.peers["ada"].chain) == 2)
         left, right = ("ada", "bob"), ("cyd", "dan", "eve")
-        pairs = [
-            (swarm.peers[a].peer_id, swarm.peers[b].peer_id) for a in left for b in right
-        ]
+        pairs = [(swarm.peers[a].peer_id, swarm.peers[b].peer_id) for a in left for b in right]
         for pair in pairs:
             swarm.memory.faults.cut(*pair)
         await swarm.until(
@@ -212,3 +213,18 @@ def test_peers_that_take_a_while_to_apply_a_round_are_not_held_suspect(slow_s: f
     for link in swarm.peers["ada"].chain.certificates:
         assert len(link.result.members) == 4
         assert len(link.result.contributions) == 4
+
+
+def test_who_comes_after_the_end_is_told_so_and_does_not_wait_for_ever() -> None:
+    async def main() -> None:
+        swarm = await founded(num_slots=80, names=("ada", "bob"))
+        await swarm.finish()
+        for peer in swarm.peers.values():
+            peer.replica.is_released = True
+        eve = await swarm.add("eve")
+        swarm.start("eve")
+        assert eve.task is not None
+        with pytest.raises(ShardUnavailable, match="finished"):
+            await asyncio.wait_for(eve.task, timeout=120.0)
+
+    run(main())

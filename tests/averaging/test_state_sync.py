@@ -29,8 +29,7 @@ CHUNK = f"/zoonet/{JOB_ID}/state-chunk/1"
 INDEX = f"/zoonet/{JOB_ID}/state-index/1"
 STATES = {
     seed: [
-        bytes([seed, at]) + bytes(STATE_CHUNK_BYTES - (2 if at % 3 < 2 else 30))
-        for at in range(6)
+        bytes([seed, at]) + bytes(STATE_CHUNK_BYTES - (2 if at % 3 < 2 else 30)) for at in range(6)
     ]
     for seed in (1, 2)
 }
@@ -257,8 +256,13 @@ def test_a_chunk_that_the_state_does_not_have_is_refused(index: int) -> None:
         made = await scene(ada=1)
         with pytest.raises(Refused, match="not, or no longer, held"):
             await call(
-                made.transports["zoe"], peer("ada"), CHUNK, ChunkRequest(name_of(1), index),
-                bytes, timeout_s=5.0, max_bytes=2 * STATE_CHUNK_BYTES,
+                made.transports["zoe"],
+                peer("ada"),
+                CHUNK,
+                ChunkRequest(name_of(1), index),
+                bytes,
+                timeout_s=5.0,
+                max_bytes=2 * STATE_CHUNK_BYTES,
             )
 
     run(main())
@@ -272,9 +276,13 @@ def test_a_peer_that_asks_for_everything_and_reads_nothing_holds_a_few_chunks() 
         async def ask(index: int) -> str:
             try:
                 await call(
-                    made.transports["zoe"], peer("ada"), CHUNK,
-                    ChunkRequest(name_of(1), index % 6), bytes,
-                    timeout_s=30.0, max_bytes=2 * STATE_CHUNK_BYTES,
+                    made.transports["zoe"],
+                    peer("ada"),
+                    CHUNK,
+                    ChunkRequest(name_of(1), index % 6),
+                    bytes,
+                    timeout_s=30.0,
+                    max_bytes=2 * STATE_CHUNK_BYTES,
                 )
             except Refused as error:
                 return str(error)

@@ -334,9 +334,7 @@ class Butterfly:
         reduction.sending.add(peer)
         start, stop = reduction.bounds[reduction.mine]
         try:
-            part_N = await receive_vector(
-                stream, stop - start, self._silence_s, reduction.on_bytes
-            )
+            part_N = await receive_vector(stream, stop - start, self._silence_s, reduction.on_bytes)
         except InvalidPart as error:
             log.warning("refused a part: %s", error)
             reduction.refused |= {peer}

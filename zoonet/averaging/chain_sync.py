@@ -106,8 +106,13 @@ class ChainSync:
         """One page of a peer's chain. Raises TransportError or ProtocolViolation."""
         request = ChainRequest(start, wait_s, wants_in)
         page = await call(
-            self._transport, peer, self._protocol, request, ChainPage,
-            timeout_s=CALL_TIMEOUT_S + wait_s, max_bytes=MAX_CALL_BYTES,
+            self._transport,
+            peer,
+            self._protocol,
+            request,
+            ChainPage,
+            timeout_s=CALL_TIMEOUT_S + wait_s,
+            max_bytes=MAX_CALL_BYTES,
         )
         if page.job_id != self._chain().job_id:
             raise ProtocolViolation(peer, "a chain of another job")

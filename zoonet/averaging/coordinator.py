@@ -203,7 +203,10 @@ class Coordinator:
         )
         log.info(
             "planned round=%d view=%d members=%d joiners=%d",
-            plan.index, plan.view, len(plan.members), len(plan.joiners),
+            plan.index,
+            plan.view,
+            len(plan.members),
+            len(plan.joiners),
         )
         self._tell_all(Planned(record=self.record))
         for peer in set(self._followers) - {*plan.members, *plan.joiners}:
@@ -266,7 +269,9 @@ class Coordinator:
                 case StartAttempt(attempt):
                     log.info(
                         "averaging round=%d attempt=%d contributors=%d",
-                        attempt.index, attempt.number, len(attempt.contributions),
+                        attempt.index,
+                        attempt.number,
+                        len(attempt.contributions),
                     )
                     self._tell_all(Start(attempt=attempt))
                 case GiveUp(reason, suspects):

@@ -273,9 +273,7 @@ class Member:
         except AttemptFailed as error:
             log.info("attempt=%d failed: %s", attempt.number, error)
             missing, blocked = tuple(sorted(error.missing)), tuple(sorted(error.blocked))
-            await self._say(
-                stream, Failed(number=attempt.number, missing=missing, blocked=blocked)
-            )
+            await self._say(stream, Failed(number=attempt.number, missing=missing, blocked=blocked))
             return
         state = await self._replica.stage(mean.mean_P)
         result = RoundResult(

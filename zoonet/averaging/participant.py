@@ -63,6 +63,7 @@ from zoonet.transport import Stream, Transport, call, local_pair, serve_calls
 VOTE_TIMEOUT_S: Final = 10.0
 NUM_POLLED: Final = 4
 AVOID_S: Final = 3.0  # a founder that cannot be reached is passed over for this long
+FAREWELL_S: Final = 20.0  # how long the final state of a finished job is looked for
 FOUNDING_S: Final = 2.0  # without a plan for this long, a founder looks again who is there
 PLAN_S: Final = 45.0  # for a plan; a coordinator gathers for 30 s at most
 CATCH_UP_S: Final = 30.0  # for a look at the chains there are, before founding another one
@@ -136,9 +137,7 @@ class Participant:
         self._chair = Chair(
             identity, clock, config, lambda: self.chain, self._founders, self._suspects
         )
-        self._chain_sync = ChainSync(
-            transport, lambda: self.chain, self._grown, self._chair.apply
-        )
+        self._chain_sync = ChainSync(transport, lambda: self.chain, self._grown, self._chair.apply)
         self._rivals = Rivals(
             self._chain_sync, lambda: self.chain, self._switch, lambda: self._plan is None
         )
@@ -156,7 +155,8 @@ class Participant:
     async def run(self) -> None:
         """Take part until every slot is certified and the replica holds the final state.
 
-        Raises TrainingError.
+        Raises TrainingError, or ShardUnavailable where the job is finished and nobody hands out
+        its final state for FAREWELL_S: the others have published the model and gone.
         """
         self._grew_at = self._now()
         looking = asyncio.create_task(self._rivals.run())
@@ -169,7 +169,10 @@ class Participant:
                     await self._play()
                 except (RoundFailed, TransportError, ProtocolViolation) as error:
                     log.info("round=%d view=%d %s", len(self.chain), self._view, error)
+                    if self.chain.is_finished and self._now() - self._grew_at > FAREWELL_S:
+                        raise ShardUnavailable("the job is finished, its state is gone") from error
                     await self._wait_for_growth(head, self._config.beat_s)
+            await self._deliver_votes()
         finally:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
@@ -246,7 +249,12 @@ class Participant:
     async def _follow(self, coordinator: PeerId, head: bytes) -> None:
         """Follow the coordinator until the chain has grown. Raises what ended it before."""
         member = Member(
-            self._me, self._clock, self._config, self._replica, self._averager, self._work,
+            self._me,
+            self._clock,
+            self._config,
+            self._replica,
+            self._averager,
+            self._work,
             MemberEvents(
                 partial(self._on_plan, coordinator), self._events.on_phase, self._on_staged
             ),
@@ -341,7 +349,11 @@ class Participant:
     async def _send_vote(self, peer: PeerId, cast: VoteCast) -> None:
         try:
             await call(
-                self._transport, peer, self._vote_protocol, cast, Counted,
+                self._transport,
+                peer,
+                self._vote_protocol,
+                cast,
+                Counted,
                 timeout_s=VOTE_TIMEOUT_S,
             )
         except (TransportError, ProtocolViolation) as error:
@@ -390,7 +402,10 @@ class Participant:
             self._work.carried = ()
         log.info(
             "certified round=%d members=%d contributors=%d applied=%s",
-            result.index, len(result.members), len(result.contributions), is_here,
+            result.index,
+            len(result.members),
+            len(result.contributions),
+            is_here,
         )
 
     def _turn_to_head(self) -> None:
@@ -457,7 +472,8 @@ class Participant:
             log.info(
                 "%s rounds=%d slots=%d",
                 "switched to another chain" if is_split else "caught up",
-                len(theirs), theirs.num_done,
+                len(theirs),
+                theirs.num_done,
             )
             self.chain = theirs
             self._turn_to_head()
@@ -568,6 +584,11 @@ class Participant:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+    async def _deliver_votes(self) -> None:
+        """The last votes are still under way: without them others would lack the last round."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=self._config.silence_s)
 
     async def _close(self) -> None:
         await self._chair.close()

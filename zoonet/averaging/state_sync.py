@@ -135,8 +135,13 @@ class StateSync:
         for donor in donors:
             try:
                 digests = await call(
-                    self._transport, donor, self._index_protocol, IndexRequest(state), Index,
-                    timeout_s=CALL_TIMEOUT_S, max_bytes=34 * size + 1024,
+                    self._transport,
+                    donor,
+                    self._index_protocol,
+                    IndexRequest(state),
+                    Index,
+                    timeout_s=CALL_TIMEOUT_S,
+                    max_bytes=34 * size + 1024,
                 )
             except (TransportError, ProtocolViolation) as error:
                 log.debug("no state index from peer=%s: %s", short(donor), error)
@@ -152,9 +157,13 @@ class StateSync:
             fetching.num_asked[index] += 1
             try:
                 chunk = await call(
-                    self._transport, donor, self._chunk_protocol,
-                    ChunkRequest(fetching.state, index), bytes,
-                    timeout_s=CALL_TIMEOUT_S, max_bytes=STATE_CHUNK_BYTES + 1024,
+                    self._transport,
+                    donor,
+                    self._chunk_protocol,
+                    ChunkRequest(fetching.state, index),
+                    bytes,
+                    timeout_s=CALL_TIMEOUT_S,
+                    max_bytes=STATE_CHUNK_BYTES + 1024,
                 )
                 if blake3(chunk).digest() != fetching.digests[index]:
                     raise DigestMismatch(donor, f"chunk {index} of the state")

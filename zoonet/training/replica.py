@@ -117,9 +117,18 @@ class TrainingReplica:
         buffers.global_P[:] = initial_P
         buffers.local_P[:] = initial_P
         replica = cls(spec, tokens_per_slot, buffers, open_trainer, events)
-        async with replica._stack:
-            await replica._start_trainer()
-            yield replica
+        try:
+            async with replica._stack:
+                await replica._start_trainer()
+                yield replica
+        finally:
+            replica._release()
+
+    def _release(self) -> None:
+        """Let go of the memory: who asks later is told that no state is held here."""
+        empty = np.empty(0, np.float32)
+        self._momentum_P = self._spare_theta_P = self._spare_momentum_P = empty
+        self._digests = self._spare_digests = ()
 
     async def _start_trainer(self) -> None:
         self._trainer = await self._stack.enter_async_context(self._open_trainer())
@@ -297,7 +306,7 @@ class TrainingReplica:
 
     def chunk_digests(self, state: bytes) -> list[bytes] | None:
         """Digests of the chunks of a state that is held here, else None."""
-        if root_digest(self._digests) == state:
+        if self._digests and root_digest(self._digests) == state:
             return list(self._digests)
         if self._spare_digests and root_digest(self._spare_digests) == state:
             return list(self._spare_digests)
@@ -307,7 +316,7 @@ class TrainingReplica:
         """One chunk of that state, or None."""
         if not 0 <= index < num_chunks(self.num_parameters):
             return None
-        if root_digest(self._digests) == state:
+        if self._digests and root_digest(self._digests) == state:
             return chunk(self._buffers.global_P, self._momentum_P, index).tobytes()
         if self._spare_digests and root_digest(self._spare_digests) == state:
             return chunk(self._spare_theta_P, self._spare_momentum_P, index).tobytes()
