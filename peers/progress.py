@@ -17,6 +17,7 @@ from zoonet.records.kinds import Phase
 LIFETIME_S: Final = 90.0
 PUBLISH_INTERVAL_S: Final = 5.0  # to the record store; live events go out at once
 READ_INTERVAL_S: Final = 5.0
+MAX_OTHERS: Final = 1024
 MAX_FIGURE: Final = 1e15  # more than records may say; a loss gets there on its way to infinity
 
 log = logging.getLogger(__name__)
@@ -160,5 +161,8 @@ class Reporter:
             known = self.others.get(record.author)
             if known is not None and not record.is_newer_than(known):
                 return
+            self.others.pop(record.author, None)
             self.others[record.author] = record
+            if len(self.others) > MAX_OTHERS:  # a crowd of keys: who spoke longest ago goes first
+                del self.others[next(iter(self.others))]
         self.on_heard(record)

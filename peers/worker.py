@@ -11,12 +11,14 @@ from typing import Final
 
 from peers.job_run import JobCancelled, JobRun, OpenTrainer, RunConfig
 from peers.node import Node
-from zoonet.errors import ZoonetError
+from zoonet.errors import RoundFailed, ZoonetError
 from zoonet.jobs import JobView, ProviderPolicy, misfit, spec_misfit
 from zoonet.records import JOBS_TOPIC, Hardware, JobRecord, Signed
 
 LOOK_INTERVAL_S: Final = 10.0
 RETRY_AFTER_S: Final = 60.0
+FOUNDING_PATIENCE_S: Final = 300.0  # for the first round of a job, where another one is open
+MAX_SAID: Final = 1024
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,7 @@ class Worker:
                 if isinstance(record.body, JobRecord):
                     self._news.set()
 
-    async def _next_job(self) -> Signed[JobRecord] | None:
+    async def _next_job(self, *, besides: str = "") -> Signed[JobRecord] | None:
         """The oldest open job that fits; says once why each of the others does not."""
         try:
             views = await self.node.catalog.views()
@@ -74,6 +76,8 @@ class Worker:
         now = asyncio.get_running_loop().time()
         for view in views:
             if view.is_final or self._left_alone_until.get(view.job_id, 0.0) > now:
+                continue
+            if view.job_id == besides:
                 continue
             job = await self._record(view)
             if job is None:
@@ -98,6 +102,8 @@ class Worker:
 
     def _say_once(self, job_id: str, reason: str) -> None:
         if (job_id, reason) not in self._said:
+            if len(self._said) >= MAX_SAID:
+                self._said.clear()
             self._said.add((job_id, reason))
             log.info("job=%s is not taken: %s", job_id, reason)
 
@@ -107,7 +113,7 @@ class Worker:
         self.on_job((job_id,))
         run = JobRun(self.node, job, self.config, self.open_trainer)
         try:
-            await run.run(lambda prepared: spec_misfit(job, prepared, self.node.peer_id))
+            await self._run_while_promising(run, job)
             self._leave_alone(job_id, float("inf"))
         except* JobCancelled as cancelled:
             log.info("%s", cancelled.exceptions[0])
@@ -119,6 +125,26 @@ class Worker:
             self._leave_alone(job_id, asyncio.get_running_loop().time() + RETRY_AFTER_S)
         finally:
             self.on_job(())
+
+    async def _run_while_promising(self, run: JobRun, job: Signed[JobRecord]) -> None:
+        """Run the job, unless nobody else comes for it while another job could begin."""
+        running = asyncio.create_task(
+            run.run(lambda prepared: spec_misfit(job, prepared, self.node.peer_id))
+        )
+        try:
+            while not running.done():
+                await asyncio.wait({running}, timeout=FOUNDING_PATIENCE_S)
+                if running.done() or run.status.num_rounds or run.status.phase != "waiting":
+                    continue
+                if await self._next_job(besides=job.body.job_id) is not None:
+                    raise RoundFailed(
+                        f"its {job.body.min_peers} peers have not come together in "
+                        f"{FOUNDING_PATIENCE_S:.0f} s, and another job is open"
+                    )
+            await running
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     def _leave_alone(self, job_id: str, until: float) -> None:
         self._left_alone_until[job_id] = until
