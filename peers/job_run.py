@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from zoonet.training.replica import Evaluation, ReplicaEvents, TrainingReplica
 RESULT_LIFETIME_S: Final = 7 * 24 * 3600.0
 FETCH_PATIENCE_S: Final = 120.0  # how long the job's data may be nowhere to be had
 REFRESH_INTERVAL_S: Final = 120.0
+LINGER_S: Final = 5.0  # after the end, for others who still lack the final state
 SPEC_BYTES: Final = 256 * 1024
 TOKENIZER_BYTES: Final = 64 * 1024 * 1024
 
@@ -122,9 +124,23 @@ class JobRun:
         if reason := check(prepared):
             raise ConfigError(f"job {self._job_id} does not fit this peer: {reason}")
         await self._fetch_files(prepared)
-        async with self._replica_of(prepared, raw) as replica:
-            await self._train(prepared, replica)
-            await self._publish(prepared, replica)
+        try:
+            async with self._replica_of(prepared, raw) as replica:
+                await self._train(prepared, replica)
+                await self._publish(prepared, replica)
+                await asyncio.sleep(LINGER_S)
+        except ShardUnavailable:
+            if self._participant is None or not self._participant.chain.is_finished:
+                raise
+            log.info("job=%s was finished by others, who hold its model", self._job_id)
+            await self._reporter.say_now("finished")
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def _folder(self) -> Path:
+        """Where the job's token files lie while it runs."""
+        return self._config.data_dir / self._job_id
 
     # --- fetching -----------------------------------------------------------------------------
 
@@ -172,7 +188,7 @@ class JobRun:
 
     async def _file(self, cid: str, name: str) -> str:
         """Write a fetched file where the trainer can map it."""
-        path = self._config.data_dir / self._job_id / name
+        path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         store = self._node.exchange.store
         await call_store(store, write_file, store, cid, path)
@@ -310,7 +326,10 @@ class JobRun:
         await self._node.records.announce(job_topic(self._job_id), record)
         log.info(
             "finished job=%s rounds=%d loss=%.4f model=%s",
-            self._job_id, len(chain), evaluation.loss, short(model_cid),
+            self._job_id,
+            len(chain),
+            evaluation.loss,
+            short(model_cid),
         )
 
     async def _keep(self, owner: str, content: bytes) -> str:
