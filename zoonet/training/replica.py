@@ -30,7 +30,7 @@ from zoonet.ranges import Ranges, count
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import Layout
 from zoonet.training.handle import Trainer
-from zoonet.training.messages import StepDone, Train
+from zoonet.training.messages import Evaluated, StepDone, Train
 from zoonet.training.outer import outer_step
 from zoonet.training.state import chunk, chunk_digest, chunk_digests, num_chunks, root_digest
 
@@ -244,16 +244,31 @@ class TrainingReplica:
     async def _evaluate_if_due(self) -> None:
         if self._evaluate_after is not None:
             num_rounds, self._evaluate_after = self._evaluate_after, None
-            await self.evaluate(num_rounds)
+            try:
+                await self.evaluate(num_rounds)
+            except WorkLost as error:  # a look at the model costs no work
+                log.warning("not evaluated: %s", error)
 
     async def evaluate(self, num_rounds: int) -> Evaluation:
-        """Measure the outer parameters on `eval_tokens` held-out tokens. Raises TrainingError."""
-        assert self._trainer is not None
+        """Measure the outer parameters on `eval_tokens` held-out tokens.
+
+        A trainer that dies over it is replaced once. Raises TrainingError.
+        """
         async with self._lock:
-            measured = await self._trainer.evaluate(self._spec.eval_tokens)
+            measured = await self._measure()
         evaluation = Evaluation(num_rounds, measured.loss, measured.tokens)
         self._events.on_evaluated(evaluation)
         return evaluation
+
+    async def _measure(self) -> Evaluated:
+        assert self._trainer is not None
+        try:
+            return await self._trainer.evaluate(self._spec.eval_tokens)
+        except (OutOfDeviceMemory, WorkLost):
+            raise
+        except TrainingError as error:
+            await self._recover(error)
+            return await self._trainer.evaluate(self._spec.eval_tokens)
 
     # --- the outer step -----------------------------------------------------------------------
 
