@@ -45,6 +45,7 @@ from zoonet.averaging.messages import (
 )
 from zoonet.averaging.replica import Replica
 from zoonet.averaging.rivals import Rivals
+from zoonet.averaging.rules import follows
 from zoonet.averaging.state_sync import StateSync
 from zoonet.averaging.suspects import Suspects
 from zoonet.clock import Clock
@@ -69,6 +70,8 @@ PLAN_S: Final = 45.0  # for a plan; a coordinator gathers for 30 s at most
 CATCH_UP_S: Final = 30.0  # for a look at the chains there are, before founding another one
 MINORITY_S: Final = 60.0  # before a round is believed in that most of the roster has no part in
 MAX_REFUSALS: Final = 8  # times that a coordinator may send this peer elsewhere, for one head
+FINISH_S: Final = 2.0  # to finish a round that the others have certified
+FINISH_SHARE: Final = 0.25  # or this share of what it has taken so far
 IDLE_ROUNDS: Final = 3  # that a member may go without a contribution
 ROUND_SLACK: Final = 2.0  # of the learned duration of a round, before it is given up
 
@@ -124,6 +127,9 @@ class Participant:
         self._ballot = Ballot()
         self._grown = asyncio.Condition()
         self._extending = asyncio.Lock()
+        self._staging = asyncio.Condition()
+        self._staged = b""  # the state that the replica has staged last
+        self._is_averaging = False
         self._plan: Round | None = None  # of the round that this peer takes part in
         self._planned_at = 0.0
         self._ready_at = 0.0
@@ -256,7 +262,7 @@ class Participant:
             self._averager,
             self._work,
             MemberEvents(
-                partial(self._on_plan, coordinator), self._events.on_phase, self._on_staged
+                partial(self._on_plan, coordinator), self._on_member_phase, self._on_staged
             ),
         )
         ready = Ready(
@@ -279,6 +285,7 @@ class Participant:
             raise _first(group) from group
         finally:
             self._plan = None
+            self._is_averaging = False
             self._chair.left_round()
             self._rivals.wake()
 
@@ -337,7 +344,14 @@ class Participant:
             self._spawn(self._extend(certificate))
         await self._bring_up_to_date(plan.members)
 
+    def _on_member_phase(self, phase: str) -> None:
+        self._is_averaging = phase == "averaging"
+        self._events.on_phase(phase)
+
     async def _on_staged(self, result: RoundResult) -> None:
+        async with self._staging:
+            self._staged = result.state
+            self._staging.notify_all()
         if self._me not in result.members:
             return
         vote = cast_vote(self._identity, result)
@@ -382,6 +396,7 @@ class Participant:
         await asyncio.shield(self._spawn(self._append(certificate)))
 
     async def _append(self, certificate: Certificate) -> None:
+        await self._finish_averaging(certificate.result)
         async with self._extending:
             if certificate.result.parent != self.chain.head:
                 return
@@ -390,6 +405,17 @@ class Participant:
             await self._apply(certificate.result)
             await self._tell_growth()
         await self._events.on_round(certificate)
+
+    async def _finish_averaging(self, result: RoundResult) -> None:
+        """Others were faster: come to the same result rather than fetch the whole state."""
+        if not self._is_averaging or self._plan is None or not follows(result, self._plan):
+            return
+        patience_s = max(FINISH_S, FINISH_SHARE * (self._now() - self._planned_at))
+        try:
+            async with asyncio.timeout(patience_s), self._staging:
+                await self._staging.wait_for(lambda: self._staged == result.state)
+        except TimeoutError:
+            return
 
     async def _apply(self, result: RoundResult) -> None:
         """Bring replica and local work behind a certified round."""
