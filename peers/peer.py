@@ -23,6 +23,7 @@ from zoonet.clock import SystemClock
 from zoonet.errors import ConfigError, StorageError, TransportError
 from zoonet.jobs import Catalog, ProviderPolicy
 from zoonet.membership import (
+    LAN_SEARCH_S,
     Directory,
     Lan,
     LanConfig,
@@ -37,7 +38,6 @@ from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import TrainerProcess
 from zoonet.training.messages import Start
 
-LAN_SEARCH_S: Final = 3.0
 CACHE_INTERVAL_S: Final = 30.0
 BEACON_LIFETIME_S: Final = 180.0
 PRESENT_INTERVAL_S: Final = 60.0  # between two looks at what the beacon says

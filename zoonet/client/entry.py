@@ -19,8 +19,7 @@ from zoonet.blocks import Blocks, BlockStore
 from zoonet.clock import Clock, SystemClock
 from zoonet.crypto import Identity
 from zoonet.errors import ConfigError, PeerUnreachable, StorageError
-from zoonet.membership import Directory, Lan, LanConfig, PeerCache
-from zoonet.membership.join import LAN_SEARCH_S
+from zoonet.membership import LAN_SEARCH_S, Directory, Lan, LanConfig, PeerCache
 from zoonet.records import Hardware, PeerRecord, Signed, sign
 
 if TYPE_CHECKING:

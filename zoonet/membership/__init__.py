@@ -3,38 +3,17 @@
 from zoonet.membership.cache import PeerCache
 from zoonet.membership.directory import Directory, DirectoryConfig
 from zoonet.membership.hardware import OPEN_TIER, TIERS, probe, tier_of
-from zoonet.membership.join import (
-    Dial,
-    FoundSwarm,
-    Joined,
-    Joining,
-    SearchLan,
-    Source,
-    Step,
-    after_dial,
-    after_search,
-    next_step,
-)
-from zoonet.membership.lan import Lan, LanConfig
+from zoonet.membership.lan import LAN_SEARCH_S, Lan, LanConfig
 
 __all__ = [
+    "LAN_SEARCH_S",
     "OPEN_TIER",
     "TIERS",
-    "Dial",
     "Directory",
     "DirectoryConfig",
-    "FoundSwarm",
-    "Joined",
-    "Joining",
     "Lan",
     "LanConfig",
     "PeerCache",
-    "SearchLan",
-    "Source",
-    "Step",
-    "after_dial",
-    "after_search",
-    "next_step",
     "probe",
     "tier_of",
 ]

@@ -26,6 +26,7 @@ MAX_PEERS: Final = 256
 MAX_CHECKED_PER_S: Final = 100  # signatures checked; a flood beyond that is dropped unread
 FIRST_INTERVAL_S: Final = 0.5
 ANSWER_INTERVAL_S: Final = 1.0
+LAN_SEARCH_S: Final = 3.0  # how long a newcomer listens for neighbours
 SEARCH_GRACE_S: Final = 0.5  # for the others, once one has answered
 
 log = logging.getLogger(__name__)
