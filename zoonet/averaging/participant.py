@@ -66,6 +66,7 @@ NUM_POLLED: Final = 4
 AVOID_S: Final = 3.0  # a founder that cannot be reached is passed over for this long
 FAREWELL_S: Final = 20.0  # how long the final state of a finished job is looked for
 FOUNDING_S: Final = 2.0  # without a plan for this long, a founder looks again who is there
+MAX_NO_PLANS: Final = 8  # in a row, before another founder is tried
 PLAN_S: Final = 45.0  # for a plan; a coordinator gathers for 30 s at most
 CATCH_UP_S: Final = 30.0  # for a look at the chains there are, before founding another one
 MINORITY_S: Final = 60.0  # before a round is believed in that most of the roster has no part in
@@ -137,6 +138,8 @@ class Participant:
         self._view = 0
         self._num_refusals = 0
         self._avoided: dict[PeerId, float] = {}
+        self._awaited = self._me  # the founder that was followed last without a plan
+        self._num_no_plans = 0  # of it, in a row
         self._suspects = Suspects()
         self._round_timeout = LearnedTimeout(first_s=600.0, floor_s=30.0, ceiling_s=7200.0)
         self._background: set[asyncio.Task[Any]] = set()
@@ -211,6 +214,9 @@ class Participant:
         except StandsElsewhere as error:
             await self._after_elsewhere(error, coordinator, head)
         except (ProtocolViolation, NoPlan) as error:
+            if isinstance(error, NoPlan) and not roster:
+                self._keep_to(coordinator)
+                return
             log.warning("round=%d view=%d %s", length, self._view, error)
             if roster or isinstance(error, ProtocolViolation):
                 self._suspect(coordinator, str(error))
@@ -228,6 +234,14 @@ class Participant:
                 break
             self._view += 1
         return order[self._view % len(order)]
+
+    def _keep_to(self, coordinator: PeerId) -> None:
+        """Founders gather at one peer, so nobody leaves it for having to wait; only in the end."""
+        self._num_no_plans = self._num_no_plans + 1 if self._awaited == coordinator else 1
+        self._awaited = coordinator
+        if self._num_no_plans >= MAX_NO_PLANS:
+            self._num_no_plans = 0
+            self._avoided[coordinator] = self._now() + AVOID_S
 
     async def _next_view(self, head: bytes, coordinator: PeerId) -> None:
         """Give the votes that are under way a moment; then it is the next coordinator's turn."""
