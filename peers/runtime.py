@@ -22,7 +22,7 @@ T = TypeVar("T")
 HOME_VARIABLE: Final = "ZOONET_HOME"
 PASSPHRASE_VARIABLE: Final = "ZOONET_PASSPHRASE"
 MAX_RUN_DIR_BYTES: Final = 64  # a socket's whole path may have about 100
-_STOPPING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_STOPPING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # HUP: no terminal
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def configure_logging(*, verbosity: int) -> None:
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end on uvloop.
 
-    The first SIGINT or SIGTERM cancels it, so that it can say goodbye, and raises Interrupted
+    The first SIGINT, SIGTERM or SIGHUP cancels it, so that it can say goodbye, and raises Interrupted
     when it has; the second ends the process at once.
     """
     import uvloop

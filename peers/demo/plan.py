@@ -19,7 +19,7 @@ from zoonet.config import (
 
 FINISH_S: Final = 10.0  # after training: fetch and check the model, sample, draw, say goodbye
 START_TRAINING_S: Final = 12.0  # from submitting to the first step: fetch the data, start trainers
-MIN_TRAINING_S: Final = 8.0
+MIN_TRAINING_S: Final = 20.0  # who comes late needs half of it to start
 EFFICIENCY: Final = 0.6  # of the cores' speed; the rest is evaluation, averaging and all else
 MIN_ROUNDS: Final = 12
 ROUND_S: Final = (0.8, 1.5)  # shortest and longest round to aim for

@@ -69,6 +69,11 @@ class Report:
                 f"least {MIN_MEMBERS} members, expected {MIN_CONTRIBUTORS}; "
                 "give it more time with --seconds"
             )
+        if not self.late_in_round:
+            raise DemoFailed(
+                "the worker that was started late did not contribute before the job was finished; "
+                "give it more time with --seconds"
+            )
         if not self.loss_after < self.loss_before:
             raise DemoFailed(
                 f"the held-out loss is {self.loss_after:.3f} at the end and was "

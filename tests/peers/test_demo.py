@@ -85,6 +85,11 @@ def test_a_demo_with_three_contributors_has_failed() -> None:
         replace(REPORT, contributors=REPORT.contributors[:4]).check()
 
 
+def test_a_demo_whose_late_worker_came_too_late_has_failed() -> None:
+    with pytest.raises(DemoFailed, match="started late did not contribute"):
+        replace(REPORT, late_in_round=0).check()
+
+
 def test_a_demo_whose_loss_did_not_fall_after_the_mishaps_has_failed() -> None:
     with pytest.raises(DemoFailed, match=r"held-out loss is 3\.000"):
         replace(REPORT, loss_after=3.0).check()

@@ -46,7 +46,7 @@ def start_role(goodbye: str = "pass") -> subprocess.Popen[str]:
     return role
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_the_role_close_and_shows_in_the_exit_code(number: signal.Signals) -> None:
     role = start_role()
     role.send_signal(number)
