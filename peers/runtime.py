@@ -108,8 +108,8 @@ def configure_logging(*, verbosity: int) -> None:
 def run(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end on uvloop.
 
-    The first SIGINT, SIGTERM or SIGHUP cancels it, so that it can say goodbye, and raises Interrupted
-    when it has; the second ends the process at once.
+    The first SIGINT, SIGTERM or SIGHUP cancels it, so that it can say goodbye, and raises
+    Interrupted when it has; the second ends the process at once.
     """
     import uvloop
 

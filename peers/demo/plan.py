@@ -19,7 +19,7 @@ from zoonet.config import (
 
 FINISH_S: Final = 10.0  # after training: fetch and check the model, sample, draw, say goodbye
 START_TRAINING_S: Final = 12.0  # from submitting to the first step: fetch the data, start trainers
-MIN_TRAINING_S: Final = 20.0  # who comes late needs half of it to start
+MIN_TRAINING_S: Final = 15.0
 EFFICIENCY: Final = 0.6  # of the cores' speed; the rest is evaluation, averaging and all else
 MIN_ROUNDS: Final = 12
 ROUND_S: Final = (0.8, 1.5)  # shortest and longest round to aim for
@@ -47,9 +47,13 @@ class Plan:
     kill_after: int  # then one of the first workers is killed
 
 
-def plan(*, training_s: float, tokens_per_s: float, num_workers: int) -> Plan:
-    """Cut a training time into rounds, for workers that make `tokens_per_s` all together."""
-    training_s = max(training_s, MIN_TRAINING_S)
+def plan(*, training_s: float, startup_s: float, tokens_per_s: float, num_workers: int) -> Plan:
+    """Cut a training time into rounds, for workers that make `tokens_per_s` all together.
+
+    Where they took `startup_s` to start, one that comes late needs about as long before it
+    contributes, so the training is not shorter than that.
+    """
+    training_s = max(training_s, MIN_TRAINING_S, startup_s)
     round_s = min(max(training_s / MIN_ROUNDS, ROUND_S[0]), ROUND_S[1])
     slots_per_round = tokens_per_s * round_s / SLOT_TOKENS
     inner_steps = max(1, round(slots_per_round / num_workers))

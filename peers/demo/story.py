@@ -178,6 +178,7 @@ class Story:
         training_s = left_s - planning.START_TRAINING_S - planning.FINISH_S
         return planning.plan(
             training_s=training_s,
+            startup_s=self._elapsed_s(),
             tokens_per_s=tokens_per_s,
             num_workers=self._options.workers,
         )

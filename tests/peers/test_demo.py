@@ -28,13 +28,19 @@ from peers.demo.report import Contributor, DemoFailed, Report, closing
 
 @given(
     training_s=st.floats(-100, 1000),
+    startup_s=st.floats(1, 100),
     tokens_per_s=st.floats(1, 1e7),
     num_workers=st.integers(4, 16),
 )
 def test_every_plan_leaves_rounds_before_between_and_after_the_mishaps(
-    training_s: float, tokens_per_s: float, num_workers: int
+    training_s: float, startup_s: float, tokens_per_s: float, num_workers: int
 ) -> None:
-    made = plan(training_s=training_s, tokens_per_s=tokens_per_s, num_workers=num_workers)
+    made = plan(
+        training_s=training_s,
+        startup_s=startup_s,
+        tokens_per_s=tokens_per_s,
+        num_workers=num_workers,
+    )
     assert 1 <= made.late_after < made.num_rounds
     assert 3 < made.kill_after < made.num_rounds - 3
     assert made.tokens == made.num_rounds * made.inner_steps * num_workers * SLOT_TOKENS
@@ -42,7 +48,7 @@ def test_every_plan_leaves_rounds_before_between_and_after_the_mishaps(
 
 
 def test_a_plan_fills_the_time_with_the_work_that_the_machine_can_do() -> None:
-    made = plan(training_s=100.0, tokens_per_s=30_000.0, num_workers=4)
+    made = plan(training_s=100.0, startup_s=9.0, tokens_per_s=30_000.0, num_workers=4)
     assert made.tokens == pytest.approx(3_000_000, rel=0.1)
 
 
