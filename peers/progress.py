@@ -70,9 +70,7 @@ class Reporter:
 
     def holders(self) -> tuple[PeerId, ...]:
         """Others who hold the job's data: everyone who has begun with it."""
-        return tuple(
-            peer for peer, record in self.others.items() if record.body.phase != "failed"
-        )
+        return tuple(peer for peer, record in self.others.items() if record.body.phase != "failed")
 
     async def run(self) -> None:
         """Speak and listen until cancelled."""
@@ -130,9 +128,7 @@ class Reporter:
             received_bytes=self.node.transport.received_bytes,
             note=status.note[:200],
         )
-        return sign(
-            self.node.identity, body, sequence=self._sequence, expires_at=now + LIFETIME_S
-        )
+        return sign(self.node.identity, body, sequence=self._sequence, expires_at=now + LIFETIME_S)
 
     async def _listen(self) -> None:
         async with self.node.records.listen(job_topic(self.job_id)) as events:

@@ -153,8 +153,11 @@ def table_of(result: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for run in result["runs"]:
         table.add_row(
-            str(run["seed"]), f"{run['outer_validation_loss']:.4f}", str(run["num_rounds"]),
-            f"{min(run['shares'].values()):.1%}", f"{run['wall_s']:.0f}",
+            str(run["seed"]),
+            f"{run['outer_validation_loss']:.4f}",
+            str(run["num_rounds"]),
+            f"{min(run['shares'].values()):.1%}",
+            f"{run['wall_s']:.0f}",
         )
     table.add_section()
     table.add_row("mean", f"{result['outer_validation_loss']:.4f}", "", "", "")

@@ -128,9 +128,7 @@ class Hostile:
 
     def ready(self, **fields: object) -> Ready:
         chain = self.chain
-        honest = Ready(
-            job_id=JOB_ID, length=len(chain), head=chain.head, view=0, slots_per_s=10.0
-        )
+        honest = Ready(job_id=JOB_ID, length=len(chain), head=chain.head, view=0, slots_per_s=10.0)
         return msgspec.structs.replace(honest, **fields)
 
     async def attend(
@@ -145,9 +143,7 @@ class Hostile:
             finally:
                 await stream.close()
 
-    async def take_part(
-        self, play: Callable[[Stream], Awaitable[None]], **fields: object
-    ) -> None:
+    async def take_part(self, play: Callable[[Stream], Awaitable[None]], **fields: object) -> None:
         """Attend one round after the other at whoever coordinates it; come back when expelled."""
         view = 0
         while True:
@@ -171,7 +167,11 @@ class Hostile:
         for victim in self.victims:
             with contextlib.suppress(TransportError, ProtocolViolation):
                 await call(
-                    self.transport, victim, CHAIN, ChainRequest(0, 0.0, True), ChainPage,
+                    self.transport,
+                    victim,
+                    CHAIN,
+                    ChainRequest(0, 0.0, True),
+                    ChainPage,
                     timeout_s=5.0,
                 )
 
@@ -203,9 +203,14 @@ class Hostile:
         """A result of this peer's own making, after the head."""
         chain = self.chain
         mine = RoundResult(
-            job_id=JOB_ID, index=len(chain), view=0, parent=chain.head,
-            members=(self.peer_id,), joiners=(),
-            contributions=shares or (Share(self.peer_id, chain.free),), state=bytes(32),
+            job_id=JOB_ID,
+            index=len(chain),
+            view=0,
+            parent=chain.head,
+            members=(self.peer_id,),
+            joiners=(),
+            contributions=shares or (Share(self.peer_id, chain.free),),
+            state=bytes(32),
         )
         return msgspec.structs.replace(mine, **fields)
 
@@ -215,8 +220,11 @@ class Hostile:
         async def answer(_: PeerId, request: ChainRequest) -> ChainPage:
             start = min(request.start, len(chain))
             return ChainPage(
-                job_id=chain.job_id, length=len(chain), head=chain.head,
-                num_done=chain.num_done, parent=chain.head_at(start),
+                job_id=chain.job_id,
+                length=len(chain),
+                head=chain.head,
+                num_done=chain.num_done,
+                parent=chain.head_at(start),
                 certificates=tuple(chain.certificates[start : start + 32]),
             )
 
@@ -339,8 +347,14 @@ def survive(
     """
     outcome = run(
         _play(
-            attack, members=members, turncoats=turncoats, honest=honest, strangers=strangers,
-            after_rounds=after_rounds, within_s=within_s, num_slots=num_slots,
+            attack,
+            members=members,
+            turncoats=turncoats,
+            honest=honest,
+            strangers=strangers,
+            after_rounds=after_rounds,
+            within_s=within_s,
+            num_slots=num_slots,
         )
     )
     peers = [outcome.swarm.peers[name] for name in honest]

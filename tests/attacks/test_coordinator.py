@@ -148,9 +148,7 @@ NONSENSE: dict[str, Change] = {
     "work for itself only": leases(
         lambda share, me: share if share.peer == me.peer_id else Share(share.peer, ())
     ),
-    "all the work at once for each": leases(
-        lambda share, me: Share(share.peer, me.chain.free)
-    ),
+    "all the work at once for each": leases(lambda share, me: Share(share.peer, me.chain.free)),
     "all the work at once for itself": leases(
         lambda share, me: Share(
             share.peer, me.chain.free if share.peer == me.peer_id else share.slots
@@ -167,16 +165,17 @@ NONSENSE: dict[str, Change] = {
         lambda share, _: Share(share.peer, tuple((n, n + 1) for n in range(0, 2000, 2)))
     ),
     "joiners that are no peers": fields(joiners=("", "x" * 64)),
-    "members as joiners": lambda hostile, plan: msgspec.structs.replace(
-        plan, joiners=plan.members
-    ),
+    "members as joiners": lambda hostile, plan: msgspec.structs.replace(plan, joiners=plan.members),
     "members that are no peers": lambda hostile, plan: msgspec.structs.replace(
         plan, leases=(*plan.leases, Share("zzz", ()))
     ),
     "strangers as members": lambda hostile, plan: msgspec.structs.replace(
-        plan, leases=tuple(sorted(
-            (*plan.leases, Share(identity_of("stranger").peer_id, ())), key=lambda one: one.peer
-        ))
+        plan,
+        leases=tuple(
+            sorted(
+                (*plan.leases, Share(identity_of("stranger").peer_id, ())), key=lambda one: one.peer
+            )
+        ),
     ),
     "members twice": lambda hostile, plan: msgspec.structs.replace(
         plan, leases=(*plan.leases, plan.leases[-1])
@@ -257,27 +256,45 @@ def test_one_whose_plan_is_no_record_costs_a_moment(record: bytes) -> None:
 def attempt(hostile: Hostile, plan: Round, number: int = 0, **given: object) -> Attempt:
     return msgspec.structs.replace(
         Attempt(
-            job_id=plan.job_id, index=plan.index, view=plan.view, parent=plan.parent,
-            number=number, contributions=(Share(hostile.peer_id, plan.slots_of(hostile.peer_id)),),
+            job_id=plan.job_id,
+            index=plan.index,
+            view=plan.view,
+            parent=plan.parent,
+            number=number,
+            contributions=(Share(hostile.peer_id, plan.slots_of(hostile.peer_id)),),
         ),
         **given,
     )
 
 
 MISLEADING: dict[str, Callable[[Hostile, Round], list[msgspec.Struct]]] = {
-    "another's slots": lambda me, plan: [Start(attempt=attempt(
-        me, plan, contributions=(Share(me.peer_id, (*plan.leases[0].slots, (290, 295))),)
-    ))],
-    "nobody": lambda me, plan: [Start(attempt=attempt(me, plan, contributions=()))],
-    "all slots": lambda me, plan: [Start(attempt=attempt(
-        me, plan, contributions=tuple(Share(peer, me.chain.free) for peer in plan.members)
-    ))],
-    "members in my name": lambda me, plan: [Start(attempt=attempt(
-        me, plan, contributions=tuple(
-            Share(lease.peer, ((lease.slots[0][0], lease.slots[0][0] + 1),))
-            for lease in plan.leases
+    "another's slots": lambda me, plan: [
+        Start(
+            attempt=attempt(
+                me, plan, contributions=(Share(me.peer_id, (*plan.leases[0].slots, (290, 295))),)
+            )
         )
-    ))],
+    ],
+    "nobody": lambda me, plan: [Start(attempt=attempt(me, plan, contributions=()))],
+    "all slots": lambda me, plan: [
+        Start(
+            attempt=attempt(
+                me, plan, contributions=tuple(Share(peer, me.chain.free) for peer in plan.members)
+            )
+        )
+    ],
+    "members in my name": lambda me, plan: [
+        Start(
+            attempt=attempt(
+                me,
+                plan,
+                contributions=tuple(
+                    Share(lease.peer, ((lease.slots[0][0], lease.slots[0][0] + 1),))
+                    for lease in plan.leases
+                ),
+            )
+        )
+    ],
     "another round": lambda me, plan: [Start(attempt=attempt(me, plan, index=77))],
     "attempts without an end": lambda me, plan: [
         Start(attempt=attempt(me, plan, number)) for number in range(500)

@@ -158,7 +158,8 @@ def test_one_that_fails_every_attempt_costs_its_own_contribution(accuses: str) -
                 "strangers": ["x", "y" * 64],
             }[accuses]
             await hostile.tell(
-                stream, Failed(number=attempt.number, missing=tuple(missing)),
+                stream,
+                Failed(number=attempt.number, missing=tuple(missing)),
             )
 
         return beating(
@@ -262,8 +263,10 @@ class Contributor:
         await stream.receive()
         async with self.known:
             await self.known.wait_for(
-                lambda: self.attempt is not None
-                and len(self.parts) == len(self.attempt.contributors) - 1
+                lambda: (
+                    self.attempt is not None
+                    and len(self.parts) == len(self.attempt.contributors) - 1
+                )
             )
         await stream.send(b"\x00" + msgspec.msgpack.encode(MeanHeader("ready")))
         await stream.send(self.mean_for(stream.peer_id).tobytes())
@@ -321,9 +324,14 @@ def test_one_whose_vote_is_needed_and_wrong_is_soon_done_without(
                 return
             if votes == "another state":
                 result = RoundResult(
-                    job_id=plan.job_id, index=plan.index, view=plan.view, parent=plan.parent,
-                    members=plan.members, joiners=plan.joiners,
-                    contributions=attempt.contributions, state=hostile.peer_id.encode()[:32],
+                    job_id=plan.job_id,
+                    index=plan.index,
+                    view=plan.view,
+                    parent=plan.parent,
+                    members=plan.members,
+                    joiners=plan.joiners,
+                    contributions=attempt.contributions,
+                    state=hostile.peer_id.encode()[:32],
                 )
                 for victim in hostile.victims:
                     await hostile.vote(victim, result)
@@ -481,9 +489,16 @@ def test_ready_is_refused_with_figures_that_are_no_figures() -> None:
     async def attack(hostile: Hostile) -> None:
         good = msgspec.to_builtins(hostile.ready(), builtin_types=(bytes,))
         wrong = [
-            {"slots_per_s": float("nan")}, {"slots_per_s": -1.0}, {"slots_per_s": 1e7},
-            {"view": -1}, {"view": MAX_VIEW + 1}, {"view": 2**70 // 2**7}, {"length": -5},
-            {"carried": [[0, 1]] * 5000}, {"head": b"short"}, {"surprise": 1},
+            {"slots_per_s": float("nan")},
+            {"slots_per_s": -1.0},
+            {"slots_per_s": 1e7},
+            {"view": -1},
+            {"view": MAX_VIEW + 1},
+            {"view": 2**70 // 2**7},
+            {"length": -5},
+            {"carried": [[0, 1]] * 5000},
+            {"head": b"short"},
+            {"surprise": 1},
         ]
 
         async def knock() -> None:

@@ -277,8 +277,11 @@ def test_pages_of_nonsense_are_not_followed(fields: dict[str, object]) -> None:
             ask = msgspec.msgpack.decode(await stream.receive(), type=ChainRequest)
             start = min(ask.start, len(honest))
             page = ChainPage(
-                job_id=honest.job_id, length=len(honest), head=honest.head,
-                num_done=honest.num_done, parent=honest.head_at(start),
+                job_id=honest.job_id,
+                length=len(honest),
+                head=honest.head,
+                num_done=honest.num_done,
+                parent=honest.head_at(start),
                 certificates=tuple(honest.certificates[start : start + 2]),
             )
             page = msgspec.structs.replace(page, **fields)
@@ -319,7 +322,11 @@ def test_strangers_that_fetch_the_state_again_and_again_hold_up_nobody() -> None
                 for victim in hostile.victims:
                     with contextlib.suppress(TransportError, ProtocolViolation):
                         await call(
-                            hostile.transport, victim, CHUNK, ChunkRequest(state, 0), bytes,
+                            hostile.transport,
+                            victim,
+                            CHUNK,
+                            ChunkRequest(state, 0),
+                            bytes,
                             timeout_s=5.0,
                         )
 
@@ -344,8 +351,10 @@ def test_a_honest_newcomer_gets_in_while_strangers_crowd_the_door() -> None:
         eve = await swarm.add("eve")
         swarm.start("eve")
         await swarm.until(
-            lambda: ada.chain.last is not None
-            and eve.peer_id in [share.peer for share in ada.chain.last.contributions],
+            lambda: (
+                ada.chain.last is not None
+                and eve.peer_id in [share.peer for share in ada.chain.last.contributions]
+            ),
             within_s=300.0,
         )
         for one in crowd:
@@ -391,9 +400,7 @@ def test_not_prevented_yet_more_keys_than_founders_may_found_another_chain() -> 
         mal = stranger(swarm)
         crowd = ("mal", *SYBILS[:4])
         forged = empty_chain(2000)
-        forged.extend(
-            certified(result_after(forged, crowd, slots={"mal": ((0, 2000),)}), crowd)
-        )
+        forged.extend(certified(result_after(forged, crowd, slots={"mal": ((0, 2000),)}), crowd))
         await mal.show_chain(forged)
         await swarm.until(lambda: swarm.peers["ada"].chain.is_finished)
         for name in HONEST:

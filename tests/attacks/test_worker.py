@@ -56,9 +56,7 @@ async def say(story: Story, author: Identity, body: Any, *, sequence: int = 0) -
 
 
 def progress(job_id: str, **fields: Any) -> Progress:
-    honest = Progress(
-        job_id=job_id, phase="waiting", num_rounds=0, head=bytes(32), num_tokens=0
-    )
+    honest = Progress(job_id=job_id, phase="waiting", num_rounds=0, head=bytes(32), num_tokens=0)
     return msgspec.structs.replace(honest, **fields)
 
 
@@ -81,9 +79,7 @@ def test_a_crowd_that_claims_to_take_part_does_not_fill_the_memory(tmp_path: Pat
             body = progress(job_id)
             reporter._hear(sign(sybil(number), body, sequence=1, expires_at=expires_at))
             if number % 500 == 0:  # an honest peer says something now and then
-                friend = sign(
-                    identity_of("bob"), body, sequence=number + 2, expires_at=expires_at
-                )
+                friend = sign(identity_of("bob"), body, sequence=number + 2, expires_at=expires_at)
                 reporter._hear(friend)
         assert len(reporter.others) == MAX_OTHERS
         assert reporter.others[identity_of("bob").peer_id] == friend
@@ -117,8 +113,13 @@ def test_strangers_who_boast_of_rounds_stop_nobody(tmp_path: Path) -> None:
         job_id = await submit(submitter, prepare(submitter))
         for number in range(20):
             boast = progress(
-                job_id, phase="finished", num_rounds=10**9, num_tokens=10**12,
-                head=bytes([number]) * 32, eval_loss=0.001, eval_round=10**9,
+                job_id,
+                phase="finished",
+                num_rounds=10**9,
+                num_tokens=10**12,
+                head=bytes([number]) * 32,
+                eval_loss=0.001,
+                eval_round=10**9,
             )
             await say(story, sybil(number), boast)
         view = await until_final(submitter, job_id)
@@ -161,9 +162,16 @@ def test_a_job_whose_spec_is_garbage_is_left_alone_and_the_next_one_taken(
         identity = identity_of("mal")
         job_id = job_id_of(identity.peer_id, spec_cid)
         body = JobRecord(
-            job_id=job_id, name="garbage", task="causal-lm", spec_cid=spec_cid,
-            num_parameters=prepared.num_parameters, num_tokens=prepared.training.tokens,
-            min_peers=1, max_peers=4, budget_max=0, submitted_at=1.0,
+            job_id=job_id,
+            name="garbage",
+            task="causal-lm",
+            spec_cid=spec_cid,
+            num_parameters=prepared.num_parameters,
+            num_tokens=prepared.training.tokens,
+            min_peers=1,
+            max_peers=4,
+            budget_max=0,
+            submitted_at=1.0,
         )
         now = story.memory.clock.now()
         for one in (body, JobList(job_ids=(job_id,))):
@@ -252,8 +260,13 @@ def test_not_prevented_yet_a_result_by_a_stranger_keeps_workers_from_a_job_not_b
         submitter = await story.node("sue")
         job_id = await submit(submitter, prepare(submitter, min_peers=1))
         lie = JobResult(
-            job_id=job_id, model_cid=CID, model_bytes=1, chain_cid=CID, head=bytes(32),
-            num_rounds=1, num_tokens=10**9,
+            job_id=job_id,
+            model_cid=CID,
+            model_bytes=1,
+            chain_cid=CID,
+            head=bytes(32),
+            num_rounds=1,
+            num_tokens=10**9,
         )
         now = story.memory.clock.now()
         record = sign(sybil(1), lie, sequence=1, expires_at=now + 7 * 24 * 3600)

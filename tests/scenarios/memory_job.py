@@ -57,8 +57,12 @@ class Story:
         await exchange.serve()
         catalog = Catalog(identity, records, self.memory.clock)
         return Node(
-            identity=identity, clock=self.memory.clock, transport=transport, records=records,
-            exchange=exchange, catalog=catalog,
+            identity=identity,
+            clock=self.memory.clock,
+            transport=transport,
+            records=records,
+            exchange=exchange,
+            catalog=catalog,
         )
 
     async def add(self, name: str, *, step_s: float = 0.1, **policy: object) -> MemoryWorker:
@@ -95,8 +99,15 @@ def prepare(
     ids = tokenizer.encode(text).astype(np.uint8)
     cut = len(ids) * 9 // 10
     model = ModelSpec(
-        kind=kind, num_layers=1, num_heads=2, width=16, context=16, dropout=0.0,
-        vocab_size=tokenizer.vocab_size, hf_config={}, embedding_dim=16,
+        kind=kind,
+        num_layers=1,
+        num_heads=2,
+        width=16,
+        context=16,
+        dropout=0.0,
+        vocab_size=tokenizer.vocab_size,
+        hf_config={},
+        embedding_dim=16,
     )
     theta_P = initial_parameters(model, seed=1)
     return PreparedJob(

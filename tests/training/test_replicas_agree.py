@@ -117,9 +117,7 @@ def test_work_that_was_left_out_is_carried_and_merged_a_round_later(job: Any) ->
             await right.train((4, 8))
             carried_P = await right.replica.pseudo_gradient()
             await average([left, right], [4, 0])
-            np.testing.assert_allclose(
-                await right.replica.pseudo_gradient(), carried_P, atol=1e-6
-            )
+            np.testing.assert_allclose(await right.replica.pseudo_gradient(), carried_P, atol=1e-6)
             await left.train((8, 12))
             assert len(await average([left, right], [4, 4])) == 1
 

@@ -95,9 +95,7 @@ class Signed(Generic[B]):
         """Return self where the body is of that type, else raise InvalidRecord."""
         if not isinstance(self.body, body_type):
             found = self.body.KIND
-            raise InvalidRecord(
-                self.author, "misplaced", f"{found}, expected {body_type.KIND}"
-            )
+            raise InvalidRecord(self.author, "misplaced", f"{found}, expected {body_type.KIND}")
         return self
 
 
