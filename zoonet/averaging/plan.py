@@ -1,0 +1,162 @@
+"""The plan of an all-reduce: which chunk of the vector climbs which tree. Pure.
+
+The vector is cut into chunks. Runs of chunks belong to trees. In each tree every site has one
+owner, to which its other peers send; the owner of the root's site is the root::
+
+    up:    peer -> its site's owner -> root         each owner adds up its site first
+    down:  root -> the other owners -> their peers  the root's bytes, unchanged
+
+One site gives the butterfly; so does a site for every peer. Indices are into `Plan.peers`.
+
+P = flat parameters
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+from zoonet.crypto import PeerId
+from zoonet.errors import ProtocolViolation
+from zoonet.records.kinds import Natural
+
+MAX_MEMBERS: Final = 256
+MIN_CHUNK_VALUES: Final = 16 * 1024  # 64 KiB of fp32
+MAX_CHUNK_VALUES: Final = 256 * 1024  # 1 MiB of fp32
+CHUNK_STEP: Final = 4096  # chunks are multiples of this, which is what codecs work on
+GOOD_NUM_CHUNKS: Final = 256  # enough to share out evenly and to keep pipes full
+MAX_TREES: Final = 1024
+
+Peer = Annotated[str, Meta(max_length=64)]
+Peers = Annotated[tuple[Peer, ...], Meta(max_length=MAX_MEMBERS)]
+Index = Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)]
+Indices = Annotated[tuple[Index, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+class Tree(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """How the chunks [first, stop) travel: for each site its owner, and which site has the root."""
+
+    first: Natural
+    stop: Natural
+    root_site: Index
+    owners: Indices
+
+    @property
+    def root(self) -> int:
+        """Index of the peer that averages these chunks."""
+        return self.owners[self.root_site]
+
+
+class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Who takes part, where they are and which trees they form."""
+
+    peers: Peers  # contributors and those who only receive, in the order of peer ids
+    sites: Annotated[tuple[Indices, ...], Meta(max_length=MAX_MEMBERS)]
+    trees: Annotated[tuple[Tree, ...], Meta(max_length=MAX_TREES)]
+
+    def site_of(self, index: int) -> int:
+        """Number of the site that the peer is in."""
+        return next(number for number, site in enumerate(self.sites) if index in site)
+
+
+def chunk_values(num_values: int) -> int:
+    """How many values a chunk has, of a vector of so many. The last chunk may have fewer."""
+    even = -(-num_values // GOOD_NUM_CHUNKS)
+    stepped = -(-even // CHUNK_STEP) * CHUNK_STEP
+    return min(MAX_CHUNK_VALUES, max(MIN_CHUNK_VALUES, stepped))
+
+
+def num_chunks(num_values: int) -> int:
+    """How many chunks a vector of so many values has."""
+    return -(-num_values // chunk_values(num_values))
+
+
+def chunk_bounds(num_values: int, chunk: int) -> tuple[int, int]:
+    """First and last + 1 value of a chunk."""
+    size = chunk_values(num_values)
+    return chunk * size, min(num_values, (chunk + 1) * size)
+
+
+def parent_of(plan: Plan, tree: Tree, index: int) -> int | None:
+    """Whom the peer sends its chunks of the tree to; None for the root."""
+    owner = tree.owners[plan.site_of(index)]
+    if index == tree.root:
+        return None
+    return tree.root if index == owner else owner
+
+
+def sources_of(plan: Plan, tree: Tree, index: int, contributors: Collection[int]) -> list[int]:
+    """Whose chunks the peer adds up, in order: itself, its site, and for a root the other owners.
+
+    Empty where the peer owns nothing in this tree. `contributors` are indices.
+    """
+    site = plan.site_of(index)
+    if tree.owners[site] != index:
+        return []
+    own_site = [peer for peer in plan.sites[site] if peer in contributors]
+    if index != tree.root:
+        return sorted(own_site)
+    others = [
+        tree.owners[number]
+        for number, members in enumerate(plan.sites)
+        if number != site and any(peer in contributors for peer in members)
+    ]
+    return sorted(own_site) + sorted(others)
+
+
+def receivers_of(plan: Plan, tree: Tree, index: int) -> list[int]:
+    """To whom the peer passes the tree's means."""
+    site = plan.site_of(index)
+    if tree.owners[site] != index:
+        return []
+    receivers = [peer for peer in plan.sites[site] if peer != index]
+    if index == tree.root:
+        receivers += [owner for number, owner in enumerate(tree.owners) if number != site]
+    return sorted(receivers)
+
+
+def check_shape(plan: Plan, num_values: int, contributors: Collection[str], teller: str) -> None:
+    """Raise ProtocolViolation, blaming `teller`, unless the plan can carry every chunk."""
+    if list(plan.peers) != sorted(set(plan.peers)) or not set(contributors) <= set(plan.peers):
+        raise ProtocolViolation(teller, "a plan without all contributors, or in no order")
+    placed = sorted(index for site in plan.sites for index in site)
+    if placed != list(range(len(plan.peers))) or not all(plan.sites):
+        raise ProtocolViolation(teller, "a plan in which not everyone has one site")
+    stop = 0
+    for tree in plan.trees:
+        if tree.first != stop or tree.stop <= tree.first:
+            raise ProtocolViolation(teller, "a plan with chunks in no tree, or in two")
+        stop = tree.stop
+        _check_tree(plan, tree, contributors, teller)
+    if stop != num_chunks(num_values):
+        raise ProtocolViolation(teller, f"a plan of {stop} chunks, not {num_chunks(num_values)}")
+
+
+def _check_tree(plan: Plan, tree: Tree, contributors: Collection[str], teller: str) -> None:
+    if len(tree.owners) != len(plan.sites) or tree.root_site >= len(plan.sites):
+        raise ProtocolViolation(teller, "a tree that does not know every site")
+    for owner, site in zip(tree.owners, plan.sites, strict=True):
+        if owner not in site:
+            raise ProtocolViolation(teller, "a tree whose owner is of another site")
+        active = [index for index in site if plan.peers[index] in contributors]
+        if active and owner not in active:
+            raise ProtocolViolation(teller, "a tree with an owner that contributes nothing")
+    if plan.peers[tree.root] not in contributors:
+        raise ProtocolViolation(teller, "a tree with a root that contributes nothing")
+
+
+def repair(plan: Plan, lost: Collection[str]) -> Plan:
+    """Give the roles of lost peers to their standbys: who is next in the site, in order.
+
+    Peers keep their indices, and trees of which nobody is lost stay as they are, so whatever is
+    under way in them goes on. Where a site has nobody left who contributes, the next site's owner
+    becomes the root.
+    """
+    raise NotImplementedError
+
+
+def members_by_index(plan: Plan, peers: Collection[str]) -> frozenset[int]:
+    """Indices of these peers."""
+    return frozenset(index for index, peer in enumerate(plan.peers) if PeerId(peer) in peers)

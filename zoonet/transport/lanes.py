@@ -1,0 +1,112 @@
+"""The wide door to other peers: one-way lanes for bulk bytes that arrive where they belong.
+
+A message is a small header and a payload. The receiver looks at the header and says where the
+payload goes before any of it is read, so nothing is copied on the way and nothing is allocated
+because a stranger said so. A lane carries messages of one peer, one channel and one direction, in
+order. Whether it is shared memory, a TLS connection or a stream through a relay shows only in
+`Lane.path`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal, Protocol
+
+from zoonet.crypto import PeerId
+from zoonet.errors import ZoonetError
+from zoonet.transport.streams import Buffer
+
+MAX_HEADER_BYTES: Final = 1024
+MAX_PAYLOAD_BYTES: Final = 4 * 1024 * 1024
+
+Path = Literal["shm", "direct", "stream", "relayed"]
+
+
+class Sink(Protocol):
+    """What messages of a channel arrive in.
+
+    All methods are called from a lane's own thread (of a lane over streams: from the event loop),
+    of several lanes at once. They may take their time: only that lane waits.
+    """
+
+    def admit(self, peer_id: PeerId, header: bytes, num_bytes: int) -> memoryview | None:
+        """Return where the payload goes: a writable buffer of exactly `num_bytes` bytes.
+
+        None means "not yet": the lane asks again, for as long as its patience lasts. Raises
+        ProtocolViolation for a message that is refused, which ends the lane.
+        """
+        ...
+
+    def arrived(self, peer_id: PeerId, header: bytes) -> None:
+        """The payload is complete. Raises ProtocolViolation where it is not what was promised."""
+        ...
+
+    def ended(self, peer_id: PeerId, error: ZoonetError) -> None:
+        """A lane of that peer ended, and this is why; it may open another one."""
+        ...
+
+
+class Lane(Protocol):
+    """The sending end of a lane."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """The other side."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """How the bytes travel."""
+        ...
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Payload bytes that were posted and have not left yet."""
+        ...
+
+    def post(self, header: bytes, payload: Buffer) -> None:
+        """Send soon, after what was posted before. Never blocks; callable from every thread.
+
+        The payload is not copied: it must not change until it has left. On a lane that has ended
+        this does nothing.
+        """
+        ...
+
+    def drop(self) -> None:
+        """Forget what was posted and has not begun to leave. Callable from every thread."""
+        ...
+
+    async def close(self) -> None:
+        """Let what was posted leave for a moment, then end the lane. Idempotent."""
+        ...
+
+
+LaneEnded = Callable[[Lane, ZoonetError], None]
+
+
+class Lanes(Protocol):
+    """Opens and serves lanes. Errors are TransportError and ProtocolViolation, nothing else."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This side."""
+        ...
+
+    async def serve(self, channel: str, sink: Sink) -> None:
+        """Let messages of a channel arrive in `sink`. Serving it again replaces the sink."""
+        ...
+
+    async def unserve(self, channel: str) -> None:
+        """Stop serving a channel and end its incoming lanes."""
+        ...
+
+    async def open(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane:
+        """Open a lane by the best path there is. Raises PeerUnreachable or PeerTimeout.
+
+        `on_end` is called once, from any thread, when the lane ends other than by `close`.
+        """
+        ...
+
+    def allocate(self, num_bytes: int) -> memoryview:
+        """Zeroed memory whose bytes a lane to a peer on the same host need not copy to send."""
+        ...

@@ -1,0 +1,191 @@
+"""Lanes over ordinary streams: through relays where need be, and in tests in virtual time.
+
+Each message is two frames: the payload's length (4 bytes, big-endian) with the header, and the
+payload. All of it runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from zoonet.crypto import PeerId, short
+from zoonet.errors import (
+    PeerTimeout,
+    PeerUnreachable,
+    ProtocolViolation,
+    StreamClosed,
+    TransportError,
+    ZoonetError,
+)
+from zoonet.transport.lanes import (
+    MAX_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    LaneEnded,
+    Path,
+    Sink,
+)
+from zoonet.transport.streams import Buffer, Stream, Transport
+
+LENGTH_BYTES: Final = 4
+PATIENCE_S: Final = 8.0  # for a sink to say where a payload goes
+ASK_AGAIN_S: Final = 0.02
+OPEN_S: Final = 15.0
+STALL_S: Final = 15.0  # for the other side to take one message
+CLOSE_S: Final = 2.0
+
+
+class StreamLane:
+    """A `Lane` over one stream."""
+
+    def __init__(self, stream: Stream, on_end: LaneEnded) -> None:
+        self._stream = stream
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[tuple[bytes, Buffer]] = deque()
+        self._unsent_bytes = 0
+        self._is_ended = False
+        self._posted = asyncio.Event()
+        self._task = asyncio.create_task(self._send_all(), name="lane")
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._stream.peer_id
+
+    @property
+    def path(self) -> Path:
+        return "stream"
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self._unsent_bytes
+
+    def post(self, header: bytes, payload: Buffer) -> None:
+        if self._is_ended:
+            return
+        self._queue.append((header, payload))
+        self._unsent_bytes += len(payload)
+        self._loop.call_soon_threadsafe(self._posted.set)
+
+    def drop(self) -> None:
+        while self._queue:
+            self._unsent_bytes -= len(self._queue.popleft()[1])
+
+    async def close(self) -> None:
+        if not self._is_ended and self._queue:
+            await asyncio.wait({self._task}, timeout=CLOSE_S)
+        self._is_ended = True
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._stream.close()
+
+    async def _send_all(self) -> None:
+        try:
+            while True:
+                await self._posted.wait()
+                self._posted.clear()
+                while self._queue:
+                    header, payload = self._queue.popleft()
+                    await self._send(header, payload)
+                    self._unsent_bytes -= len(payload)
+        except (TransportError, ProtocolViolation) as error:
+            self._end(error)
+        finally:
+            await self._stream.close()
+
+    async def _send(self, header: bytes, payload: Buffer) -> None:
+        try:
+            async with asyncio.timeout(STALL_S):
+                await self._stream.send(len(payload).to_bytes(LENGTH_BYTES, "big") + header)
+                if len(payload):
+                    await self._stream.send(payload)
+        except TimeoutError as error:
+            raise PeerTimeout(f"peer={short(self.peer_id)} takes no bytes") from error
+
+    def _end(self, error: ZoonetError) -> None:
+        if not self._is_ended:
+            self._is_ended = True
+            self.drop()
+            self._on_end(self, error)
+
+
+class StreamLanes:
+    """`Lanes` over a `Transport`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._sinks: dict[str, Sink] = {}
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._transport.peer_id
+
+    async def serve(self, channel: str, sink: Sink) -> None:
+        self._sinks[channel] = sink
+
+        async def take(stream: Stream) -> None:
+            await self._receive_all(stream, channel)
+
+        await self._transport.serve(protocol_of(channel), take)
+
+    async def unserve(self, channel: str) -> None:
+        self._sinks.pop(channel, None)
+
+    async def open(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> StreamLane:
+        try:
+            async with asyncio.timeout(OPEN_S):
+                stream = await self._transport.open(peer_id, protocol_of(channel))
+        except TimeoutError as error:
+            raise PeerUnreachable(f"peer={short(peer_id)} no stream in {OPEN_S:.0f} s") from error
+        return StreamLane(stream, on_end)
+
+    def allocate(self, num_bytes: int) -> memoryview:
+        return memoryview(bytearray(num_bytes))
+
+    async def _receive_all(self, stream: Stream, channel: str) -> None:
+        sink = self._sinks.get(channel)
+        try:
+            while sink is not None and self._sinks.get(channel) is sink:
+                await receive_message(stream, sink)
+        except (TransportError, ProtocolViolation) as error:
+            if sink is not None:
+                sink.ended(stream.peer_id, error)
+            if isinstance(error, StreamClosed):
+                return  # an ordinary end
+            raise
+
+
+def protocol_of(channel: str) -> str:
+    """The stream protocol of a channel."""
+    return f"/lane/{channel}"
+
+
+async def receive_message(stream: Stream, sink: Sink) -> None:
+    """Receive one message into the sink. Raises TransportError or ProtocolViolation."""
+    peer = stream.peer_id
+    frame = await stream.receive(LENGTH_BYTES + MAX_HEADER_BYTES)
+    num_bytes = int.from_bytes(frame[:LENGTH_BYTES], "big")
+    header = bytes(frame[LENGTH_BYTES:])
+    if num_bytes > MAX_PAYLOAD_BYTES:
+        raise ProtocolViolation(peer, f"a payload of {num_bytes} bytes")
+    target = await _admitted(peer, sink, header, num_bytes)
+    if num_bytes:
+        try:
+            async with asyncio.timeout(STALL_S):
+                payload = await stream.receive(num_bytes)
+        except TimeoutError as error:
+            raise PeerTimeout(f"peer={short(peer)} stalled in a payload") from error
+        if len(payload) != num_bytes:
+            raise ProtocolViolation(peer, f"a payload of {len(payload)} bytes, not {num_bytes}")
+        target[:] = payload
+    sink.arrived(peer, header)
+
+
+async def _admitted(peer: PeerId, sink: Sink, header: bytes, num_bytes: int) -> memoryview:
+    deadline = asyncio.get_running_loop().time() + PATIENCE_S
+    while (target := sink.admit(peer, header, num_bytes)) is None:
+        if asyncio.get_running_loop().time() >= deadline:
+            raise ProtocolViolation(peer, "a message that nobody here waits for")
+        await asyncio.sleep(ASK_AGAIN_S)
+    return target
