@@ -107,6 +107,10 @@ class Lanes(Protocol):
         """
         ...
 
+    def silent_s(self, peer_id: PeerId) -> float:
+        """Seconds since the last byte of that peer came, on any lane; infinite if none has."""
+        ...
+
     def allocate(self, num_bytes: int) -> memoryview:
         """Zeroed memory whose bytes a lane to a peer on the same host need not copy to send."""
         ...

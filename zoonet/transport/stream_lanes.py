@@ -7,6 +7,7 @@ payload. All of it runs on the event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from typing import Final
 
@@ -116,6 +117,7 @@ class StreamLanes:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._sinks: dict[str, Sink] = {}
+        self._heard: dict[PeerId, float] = {}  # loop time of the last frame of each peer
 
     @property
     def peer_id(self) -> PeerId:
@@ -140,6 +142,10 @@ class StreamLanes:
             raise PeerUnreachable(f"peer={short(peer_id)} no stream in {OPEN_S:.0f} s") from error
         return StreamLane(stream, on_end)
 
+    def silent_s(self, peer_id: PeerId) -> float:
+        heard = self._heard.get(peer_id)
+        return math.inf if heard is None else asyncio.get_running_loop().time() - heard
+
     def allocate(self, num_bytes: int) -> memoryview:
         return memoryview(bytearray(num_bytes))
 
@@ -148,6 +154,7 @@ class StreamLanes:
         try:
             while sink is not None and self._sinks.get(channel) is sink:
                 await receive_message(stream, sink)
+                self._heard[stream.peer_id] = asyncio.get_running_loop().time()
         except (TransportError, ProtocolViolation) as error:
             if sink is not None:
                 sink.ended(stream.peer_id, error)
