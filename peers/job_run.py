@@ -18,12 +18,12 @@ import numpy as np
 from peers.node import Node
 from peers.progress import MAX_FIGURE, Reporter, Status
 from zoonet.averaging import (
-    Butterfly,
     Certificate,
     Chain,
     Participant,
     ParticipantEvents,
     RoundsConfig,
+    TreeAllReduce,
 )
 from zoonet.blocks import Manifest, blocks_of, call_store, put_bytes, read_bytes, write_file
 from zoonet.config import PreparedJob, decode, num_slots, tokens_per_slot
@@ -230,7 +230,7 @@ class JobRun:
         self._tokens_per_slot = tokens_per_slot(prepared)
         self._prepared = prepared
         self._replica = replica
-        averager = Butterfly(self._node.transport, self._job_id, prepared.num_parameters)
+        averager = TreeAllReduce(self._node.lanes, self._job_id, prepared.num_parameters)
         await averager.serve()
         participant = Participant(
             self._node.identity,

@@ -10,12 +10,12 @@ import numpy as np
 from blake3 import blake3
 
 from zoonet.averaging import (
-    Butterfly,
     Certificate,
     Chain,
     Participant,
     ParticipantEvents,
     RoundsConfig,
+    TreeAllReduce,
 )
 from zoonet.averaging.replica import STATE_CHUNK_BYTES
 from zoonet.averaging.state_sync import root_of
@@ -23,6 +23,7 @@ from zoonet.crypto import Identity, PeerId
 from zoonet.errors import NonFiniteLoss
 from zoonet.ranges import Ranges, count, normalise
 from zoonet.testing import MemorySwarm
+from zoonet.transport import StreamLanes
 
 JOB_ID = "0123456789abcdef0123456789abcdef"
 NUM_PARAMETERS = 301
@@ -174,7 +175,7 @@ class Swarm:
             certificates.append(certificate)
             self._gossip(peer)
 
-        averager = Butterfly(transport, JOB_ID, NUM_PARAMETERS)
+        averager = TreeAllReduce(StreamLanes(transport), JOB_ID, NUM_PARAMETERS)
         await averager.serve()
         participant = Participant(
             identity,

@@ -1,6 +1,6 @@
 """Rounds: agreement on who averages what, and the all-reduce that does it."""
 
-from zoonet.averaging.butterfly import Averager, Butterfly
+from zoonet.averaging.allreduce import Averager, TreeAllReduce
 from zoonet.averaging.chain import Chain, Credit, coordinators, credits, genesis
 from zoonet.averaging.config import Patience, RoundsConfig
 from zoonet.averaging.messages import Certificate, Round, RoundResult
@@ -11,7 +11,6 @@ from zoonet.averaging.state_sync import root_of
 __all__ = [
     "STATE_CHUNK_BYTES",
     "Averager",
-    "Butterfly",
     "Certificate",
     "Chain",
     "Credit",
@@ -22,6 +21,7 @@ __all__ = [
     "Round",
     "RoundResult",
     "RoundsConfig",
+    "TreeAllReduce",
     "coordinators",
     "credits",
     "genesis",

@@ -51,6 +51,7 @@ class Chair:
         chain: Callable[[], Chain],
         founders: Callable[[], set[PeerId]],
         suspects: Suspects,
+        num_parameters: int,
     ) -> None:
         self._identity = identity
         self._me = identity.peer_id
@@ -59,6 +60,7 @@ class Chair:
         self._chain = chain
         self._founders = founders
         self._suspects = suspects
+        self._num_parameters = num_parameters
         self._gather_timeout = LearnedTimeout(
             first_s=15.0, floor_s=GATHER_FLOOR_S, ceiling_s=GATHER_CEILING_S
         )
@@ -149,6 +151,7 @@ class Chair:
             parent=chain.head,
             roster=chain.roster,
             free=chain.free,
+            num_parameters=self._num_parameters,
             suspects=self._suspects.at(self._now()) - {self._me},
             leased=self._leased(),
         )

@@ -10,13 +10,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from zoonet.averaging.blame import Pair, differing, to_leave_out
 from zoonet.averaging.chain import has_quorum, share_of
 from zoonet.averaging.config import Patience
-from zoonet.averaging.messages import Attempt, Round, Voted
+from zoonet.averaging.links import PeerLinks
+from zoonet.averaging.messages import Attempt, Round, Share, Voted
+from zoonet.averaging.plan import repair
+from zoonet.averaging.planner import make_plan
 from zoonet.averaging.rules import SPARE_ATTEMPTS
 from zoonet.crypto import PeerId
 from zoonet.ranges import Ranges, difference, is_normal
@@ -61,7 +64,10 @@ class Conductor:
     me: PeerId
     patience: Patience = field(default_factory=Patience)
     usual_s: float = 0.0
+    num_values: int = 1  # P
+    links: Mapping[PeerId, PeerLinks] = field(default_factory=dict)
     done: dict[PeerId, Ranges] = field(default_factory=dict)
+    roots: dict[PeerId, bytes] = field(default_factory=dict)
     done_after_s: dict[PeerId, float] = field(default_factory=dict)
     lost: set[PeerId] = field(default_factory=set)
     left_out: set[PeerId] = field(default_factory=set)
@@ -69,7 +75,7 @@ class Conductor:
     attempt: Attempt | None = None
     attempt_began: float = 0.0
     pairs: set[Pair] = field(default_factory=set)
-    blocked: dict[PeerId, frozenset[PeerId]] = field(default_factory=dict)
+    told: set[PeerId] = field(default_factory=set)  # who has reported a failure
     first_report: float | None = None
     votes: dict[PeerId, Voted] = field(default_factory=dict)
     my_vote: float = 0.0
@@ -77,7 +83,7 @@ class Conductor:
 
     # --- events -------------------------------------------------------------------------------
 
-    def on_done(self, peer: PeerId, slots: Ranges, now: float) -> list[Order]:
+    def on_done(self, peer: PeerId, slots: Ranges, root: bytes, now: float) -> list[Order]:
         """A member's pseudo-gradient is complete. Slots that were not leased to it are ignored."""
         leased = self.round.slots_of(peer)
         if peer not in self.round.members or peer in self.done:
@@ -88,6 +94,7 @@ class Conductor:
         else:
             self.done_after_s[peer] = now - self.started
         self.done[peer] = slots
+        self.roots[peer] = root
         return self.on_time(now)
 
     def on_lost(self, peer: PeerId, now: float) -> list[Order]:
@@ -102,20 +109,15 @@ class Conductor:
         self.lost.discard(peer)
 
     def on_failed(
-        self,
-        peer: PeerId,
-        number: int,
-        missing: Iterable[str],
-        blocked: Iterable[str],
-        now: float,
+        self, peer: PeerId, number: int, missing: Iterable[str], now: float
     ) -> list[Order]:
         """A follower cannot finish the attempt because of others."""
-        if self.attempt is None or number != self.attempt.number or peer in self.blocked:
+        if self.attempt is None or number != self.attempt.number or peer in self.told:
             return []
         known = {*self.attempt.contributors}
         if peer not in known:  # it misses the round, and nobody else does for its sake
             return self.on_time(now)
-        self.blocked[peer] = frozenset(PeerId(name) for name in blocked if name in known)
+        self.told.add(peer)
         self._report(now, {frozenset((peer, PeerId(name))) for name in missing if name in known})
         return self.on_time(now)
 
@@ -189,8 +191,9 @@ class Conductor:
             # Nothing failed, or those who failed are gone and the others have voted.
             return self._after_all_votes(attempt, now)
         if self.first_report is not None:
-            everyone_told = live <= self.blocked.keys() | self.votes.keys()
-            if everyone_told or now - self.first_report > self.patience.report_s:
+            everyone_told = live <= self.told | self.votes.keys()
+            is_plain = bool(self.pairs) and all(pair & self.lost for pair in self.pairs)
+            if everyone_told or is_plain or now - self.first_report > self.patience.report_s:
                 return self._next_attempt(now)
         return self._without_the_mute(live, now)
 
@@ -219,12 +222,9 @@ class Conductor:
         return [GiveUp("everyone has voted, but for different results", frozenset(others))]
 
     def _next_attempt(self, now: float) -> list[Order]:
-        for peer, blocked in self.blocked.items():
-            # Who says that others failed it tells the coordinator so; who does not is at fault.
-            self.pairs |= {frozenset((peer, one)) for one in blocked if one not in self.blocked}
         accused = to_leave_out(self.pairs, self.me)
         if self.attempt is not None and not accused & set(self.attempt.contributors):
-            accused |= self.blocked.keys() - {self.me}  # they failed, and nobody failed them
+            accused |= self.told - {self.me}  # they failed, and nobody failed them
         self.left_out |= accused
         absent = self.lost | self.left_out
         contributions = tuple(
@@ -232,23 +232,43 @@ class Conductor:
             for peer in self.round.members
             if self.done.get(peer) and peer not in absent
         )
+        if self.attempt is not None:
+            # Who has been left out does not come back: others may have its roles.
+            before = {share.peer for share in self.attempt.contributions}
+            contributions = tuple(share for share in contributions if share.peer in before)
         if not contributions:
             return [GiveUp("nobody is left who contributes")]
         number = 0 if self.attempt is None else self.attempt.number + 1
         if number >= len(self.round.members) + SPARE_ATTEMPTS:
             return [GiveUp(f"{number} attempts have failed")]
-        self.attempt = Attempt(
+        self.attempt = self._make_attempt(number, contributions)
+        self.attempt_began = now
+        self.pairs = set()
+        self.told = set()
+        self.first_report = None
+        self.votes = {}
+        self.all_voted = None
+        return [StartAttempt(self.attempt)]
+
+    def _make_attempt(self, number: int, contributions: tuple[Share, ...]) -> Attempt:
+        contributors = [PeerId(share.peer) for share in contributions]
+        former: tuple[Share, ...] = ()
+        if self.attempt is None:
+            everyone = sorted({*self.round.members, *map(PeerId, self.round.joiners)})
+            plan = make_plan(contributors, everyone, self.links, self.num_values)
+        else:
+            gone = [one for one in self.attempt.contributions if one.peer not in contributors]
+            former = tuple(sorted((*self.attempt.former, *gone), key=lambda share: share.peer))
+            lost = {PeerId(share.peer) for share in former} | self.lost
+            plan = repair(self.attempt.plan, lost, contributors)
+        return Attempt(
             job_id=self.round.job_id,
             index=self.round.index,
             view=self.round.view,
             parent=self.round.parent,
             number=number,
             contributions=contributions,
+            roots=tuple(self.roots[peer] for peer in contributors),
+            plan=plan,
+            former=former,
         )
-        self.attempt_began = now
-        self.pairs = set()
-        self.blocked = {}
-        self.first_report = None
-        self.votes = {}
-        self.all_voted = None
-        return [StartAttempt(self.attempt)]

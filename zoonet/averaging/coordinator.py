@@ -21,8 +21,8 @@ from zoonet.averaging.conductor import (
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.deadlines import LearnedTimeout
 from zoonet.averaging.leases import lease
+from zoonet.averaging.links import PeerLinks
 from zoonet.averaging.messages import (
-    MAX_MEMBERS,
     MESSAGE_BYTES,
     Beat,
     Busy,
@@ -37,6 +37,7 @@ from zoonet.averaging.messages import (
     Voted,
     decode_from_member,
 )
+from zoonet.averaging.plan import MAX_MEMBERS
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import PeerTimeout, ProtocolViolation, RoundFailed
@@ -59,6 +60,7 @@ class RoundSeat:
     parent: bytes
     roster: tuple[PeerId, ...]  # empty in the first round, which anyone may found
     free: Ranges
+    num_parameters: int
     suspects: frozenset[PeerId] = frozenset()  # not to be planned with
     leased: Mapping[PeerId, Ranges] = field(default_factory=dict)  # in earlier plans, as seen here
 
@@ -199,7 +201,13 @@ class Coordinator:
             expires_at=now + Round.MAX_LIFETIME_S / 2,
         ).raw
         self._conductor = Conductor(
-            plan, self._now(), self._me, self._config.patience, self._usual_s(plan)
+            plan,
+            self._now(),
+            self._me,
+            self._config.patience,
+            self._usual_s(plan),
+            self.seat.num_parameters,
+            self._links(),
         )
         log.info(
             "planned round=%d view=%d members=%d joiners=%d",
@@ -211,6 +219,16 @@ class Coordinator:
         self._tell_all(Planned(record=self.record))
         for peer in set(self._followers) - {*plan.members, *plan.joiners}:
             self._followers.pop(peer).dismiss()
+
+    def _links(self) -> dict[PeerId, PeerLinks]:
+        return {
+            peer: PeerLinks(
+                near=tuple(map(PeerId, follower.ready.near)),
+                up_bytes_per_s=follower.ready.up_bytes_per_s,
+                down_bytes_per_s=follower.ready.down_bytes_per_s,
+            )
+            for peer, follower in self._followers.items()
+        }
 
     def _usual_s(self, plan: Round) -> float:
         """How long this peer's own lease should take it, in seconds; 0 while its speed is unknown.
@@ -379,12 +397,12 @@ class Coordinator:
     def _orders_on(self, peer: PeerId, message: object, conductor: Conductor) -> list[Order]:
         now = self._now()
         match message:
-            case Done(slots=slots):
-                return conductor.on_done(peer, slots, now)
-            case Failed(number=number, missing=missing, blocked=blocked):
+            case Done(slots=slots, root=root):
+                return conductor.on_done(peer, slots, root, now)
+            case Failed(number=number, missing=missing):
                 names = [short(name) for name in missing]
                 log.info("attempt=%d failed at peer=%s missing=%s", number, short(peer), names)
-                return conductor.on_failed(peer, number, missing, blocked, now)
+                return conductor.on_failed(peer, number, missing, now)
             case Voted():
                 return conductor.on_voted(peer, message, now)
             case _:

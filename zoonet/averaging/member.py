@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import msgpack
 
-from zoonet.averaging.butterfly import AttemptFailed, Averager
+from zoonet.averaging.allreduce import AttemptFailed, Averager
 from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.messages import (
@@ -106,7 +106,8 @@ class Member:
         self._work = work
         self._events = events
         self._attempts: asyncio.Queue[Attempt] = asyncio.Queue(1)  # the newest
-        self._last_attempt = -1
+        self._last_attempt: Attempt | None = None
+        self._root = bytes(32)  # of what this peer has committed to
         self._lock = asyncio.Lock()
         self.plan: Round | None = None
         self.record = b""  # the plan as its coordinator signed it
@@ -193,15 +194,25 @@ class Member:
                 case Stop():
                     self._replica.stop()
                 case Start(attempt=attempt):
-                    mine = Share(self._peer_id, self._work.carried)
-                    last = self._last_attempt
-                    check_attempt(attempt, self.plan, stream.peer_id, mine=mine, last=last)
-                    self._last_attempt = attempt.number
+                    self._check_attempt(attempt, stream.peer_id)
+                    self._last_attempt = attempt
                     while not self._attempts.empty():
                         self._attempts.get_nowait()
                     self._attempts.put_nowait(attempt)
                 case _:
                     continue
+
+    def _check_attempt(self, attempt: Attempt, coordinator: PeerId) -> None:
+        assert self.plan is not None
+        check_attempt(
+            attempt,
+            self.plan,
+            coordinator,
+            before=self._last_attempt,
+            mine=Share(self._peer_id, self._work.carried),
+            root=self._root,
+            num_parameters=self._replica.num_parameters,
+        )
 
     async def _beat(self, stream: Stream) -> None:
         while True:
@@ -222,7 +233,9 @@ class Member:
             self._events.on_phase("training")
             planned = sum(count(share.slots) for share in self.plan.leases)
             await self._train_slots(new, num_done, planned)
-        await self._say(stream, Done(slots=self._work.carried))
+        if self._work.carried:
+            self._root = await self._averager.commit(await self._replica.pseudo_gradient())
+        await self._say(stream, Done(slots=self._work.carried, root=self._root))
 
     async def _train_slots(self, slots: Ranges, num_done: int, num_planned: int) -> None:
         """Train, and where the round ends meanwhile keep what has been trained until then."""
@@ -265,15 +278,12 @@ class Member:
 
     async def _follow_attempt(self, stream: Stream, attempt: Attempt) -> None:
         assert self.plan is not None
-        contributes = self._peer_id in attempt.contributors
-        contribution_P = await self._replica.pseudo_gradient() if contributes else None
-        followers = frozenset((*self.plan.members, *map(PeerId, self.plan.joiners)))
         try:
-            mean = await self._averager.average(attempt, contribution_P, followers)
+            mean = await self._averager.average(attempt)
         except AttemptFailed as error:
             log.info("attempt=%d failed: %s", attempt.number, error)
-            missing, blocked = tuple(sorted(error.missing)), tuple(sorted(error.blocked))
-            await self._say(stream, Failed(number=attempt.number, missing=missing, blocked=blocked))
+            missing = tuple(sorted(error.missing))
+            await self._say(stream, Failed(number=attempt.number, missing=missing))
             return
         state = await self._replica.stage(mean.mean_P)
         result = RoundResult(

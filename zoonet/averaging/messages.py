@@ -11,19 +11,18 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 from msgspec import Meta, Struct
 
+from zoonet.averaging.plan import MAX_MEMBERS, Peer, Peers, Plan
 from zoonet.crypto import Identity, PeerId, sha256, signer_of
 from zoonet.ranges import Range, Ranges
 from zoonet.records.envelope import Body, canonical, register
 from zoonet.records.kinds import Digest, JobId, Natural
 
-MAX_MEMBERS: Final = 256
 MAX_RANGES: Final = 1024  # of all shares of one round, so that it fits into its record
 MAX_VIEW: Final = 1_000_000
 MESSAGE_BYTES: Final = 256 * 1024  # at most, of one message between member and coordinator
 
-Peer = Annotated[str, Meta(max_length=64)]
 Slots = Annotated[tuple[Range, ...], Meta(max_length=MAX_RANGES)]
-Peers = Annotated[tuple[Peer, ...], Meta(max_length=MAX_MEMBERS)]
+Rate = Annotated[float, Meta(ge=0, le=1e13)]
 View = Annotated[int, Meta(ge=0, le=MAX_VIEW)]
 Digests = Annotated[tuple[Digest, ...], Meta(max_length=MAX_MEMBERS)]
 
@@ -75,15 +74,19 @@ class Attempt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     parent: Digest
     number: Natural
     contributions: Shares
+    roots: Digests  # what each contributor has committed to
+    plan: Plan
+    former: Shares = ()  # contributors of earlier attempts: some chunks may hold their parts
 
     @property
     def contributors(self) -> tuple[PeerId, ...]:
-        """Those whose pseudo-gradients are averaged; each also reduces one slice."""
+        """Those whose pseudo-gradients are averaged."""
         return tuple(PeerId(share.peer) for share in self.contributions)
 
-    def identifier(self) -> bytes:
-        """Digest that names this attempt on the data plane."""
-        return sha256(b"zoonet-attempt/1\x00", canonical(self))
+    def round_key(self) -> bytes:
+        """What names the round on the data plane (16 bytes), the same for all its attempts."""
+        seat = (self.job_id, self.index, self.view, self.parent)
+        return sha256(b"zoonet-round/1\x00", msgspec.msgpack.encode(seat))[:16]
 
 
 class RoundResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +146,9 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready", forbid_unknown_field
     head: Digest
     view: View
     slots_per_s: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    near: Peers = ()  # who answers so quickly that they must be of the same site
+    up_bytes_per_s: Rate = 0.0  # as measured, 0 while unknown
+    down_bytes_per_s: Rate = 0.0
     carried: Slots = ()  # trained, but not averaged in yet
 
 
@@ -153,20 +159,17 @@ class Beat(Struct, frozen=True, kw_only=True, tag="beat", forbid_unknown_fields=
 
 
 class Done(Struct, frozen=True, kw_only=True, tag="done", forbid_unknown_fields=True):
-    """Member: my pseudo-gradient over these slots is complete."""
+    """Member: my pseudo-gradient over these slots is complete, and this is what I will send."""
 
     slots: Slots
+    root: Digest = bytes(32)  # of the payload; means nothing where there are no slots
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fields=True):
-    """Member: this attempt cannot be finished.
-
-    `missing` failed me; `blocked` told me that others failed them, as they tell the coordinator.
-    """
+    """Member: this attempt cannot be finished, because of these."""
 
     number: Natural
     missing: Peers
-    blocked: Peers = ()
 
 
 class Voted(Struct, frozen=True, kw_only=True, tag="voted", forbid_unknown_fields=True):

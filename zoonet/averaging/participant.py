@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from msgspec import Struct
 
 from zoonet.averaging.ballot import Ballot
-from zoonet.averaging.butterfly import Averager
+from zoonet.averaging.allreduce import Averager
 from zoonet.averaging.chain import (
     Chain,
     coordinators,
@@ -144,7 +144,13 @@ class Participant:
         self._round_timeout = LearnedTimeout(first_s=600.0, floor_s=30.0, ceiling_s=7200.0)
         self._background: set[asyncio.Task[Any]] = set()
         self._chair = Chair(
-            identity, clock, config, lambda: self.chain, self._founders, self._suspects
+            identity,
+            clock,
+            config,
+            lambda: self.chain,
+            self._founders,
+            self._suspects,
+            replica.num_parameters,
         )
         self._chain_sync = ChainSync(transport, lambda: self.chain, self._grown, self._chair.apply)
         self._rivals = Rivals(

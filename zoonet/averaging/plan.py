@@ -27,6 +27,7 @@ MIN_CHUNK_VALUES: Final = 16 * 1024  # 64 KiB of fp32
 MAX_CHUNK_VALUES: Final = 256 * 1024  # 1 MiB of fp32
 CHUNK_STEP: Final = 4096  # chunks are multiples of this, which is what codecs work on
 GOOD_NUM_CHUNKS: Final = 256  # enough to share out evenly and to keep pipes full
+FEWEST_CHUNKS: Final = 16  # of a small vector, so that several peers share the work
 MAX_TREES: Final = 1024
 
 Peer = Annotated[str, Meta(max_length=64)]
@@ -63,6 +64,8 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 def chunk_values(num_values: int) -> int:
     """How many values a chunk has, of a vector of so many. The last chunk may have fewer."""
+    if num_values <= FEWEST_CHUNKS * MIN_CHUNK_VALUES:
+        return max(1, -(-num_values // FEWEST_CHUNKS))
     even = -(-num_values // GOOD_NUM_CHUNKS)
     stepped = -(-even // CHUNK_STEP) * CHUNK_STEP
     return min(MAX_CHUNK_VALUES, max(MIN_CHUNK_VALUES, stepped))

@@ -12,6 +12,7 @@ from zoonet.averaging.chain import Chain, coordinators
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.leases import most_slots
 from zoonet.averaging.messages import Attempt, Round, RoundResult, Share
+from zoonet.averaging.plan import check_shape
 from zoonet.crypto import PeerId
 from zoonet.errors import ProtocolViolation
 from zoonet.ranges import count, difference, is_normal
@@ -48,20 +49,53 @@ def _check_fairness(plan: Round, coordinator: PeerId, num_free: int, config: Rou
 
 
 def check_attempt(
-    attempt: Attempt, plan: Round, coordinator: PeerId, *, mine: Share, last: int
+    attempt: Attempt,
+    plan: Round,
+    coordinator: PeerId,
+    *,
+    before: Attempt | None,
+    mine: Share,
+    root: bytes,
+    num_parameters: int,
 ) -> None:
     """Raise ProtocolViolation where the attempt does not follow from the plan.
 
-    `mine` is what this peer has reported, `last` the number of the attempt before, or -1.
+    `before` is the attempt before this one, as far as it is known here. `mine` and `root` are
+    what this peer has reported to have done, and committed to.
     """
     same = (plan.job_id, plan.index, plan.view, plan.parent)
     if (attempt.job_id, attempt.index, attempt.view, attempt.parent) != same:
         raise ProtocolViolation(coordinator, "an attempt of another round")
+    last = -1 if before is None else before.number
     if not last < attempt.number < len(plan.members) + SPARE_ATTEMPTS:
         raise ProtocolViolation(coordinator, f"an attempt {attempt.number} after {last}")
     check_contributions(attempt.contributions, plan, coordinator)
-    if any(share.peer == mine.peer and share != mine for share in attempt.contributions):
-        raise ProtocolViolation(coordinator, "an attempt with other slots than were reported")
+    if attempt.former:
+        check_contributions(attempt.former, plan, coordinator)
+    if {share.peer for share in attempt.former} & set(attempt.contributors):
+        raise ProtocolViolation(coordinator, "a contributor that was left out")
+    if len(attempt.roots) != len(attempt.contributions):
+        raise ProtocolViolation(coordinator, "contributions without commitments")
+    for share, committed in zip(attempt.contributions, attempt.roots, strict=True):
+        if share.peer == mine.peer and (share != mine or committed != root):
+            raise ProtocolViolation(coordinator, "an attempt with other work than was reported")
+    if set(attempt.plan.peers) != {*plan.members, *plan.joiners}:
+        raise ProtocolViolation(coordinator, "an all-reduce among others than the round's")
+    check_shape(attempt.plan, num_parameters, attempt.contributors, coordinator)
+    if before is not None:
+        _check_successor(attempt, before, coordinator)
+
+
+def _check_successor(attempt: Attempt, before: Attempt, coordinator: PeerId) -> None:
+    """An attempt after another one leaves somebody out, and changes nothing else."""
+    known = dict(zip(before.contributions, before.roots, strict=True))
+    now = dict(zip(attempt.contributions, attempt.roots, strict=True))
+    if not now.items() <= known.items():
+        raise ProtocolViolation(coordinator, "an attempt with more than the one before")
+    if set(attempt.former) != set(before.former) | (known.keys() - now.keys()):
+        raise ProtocolViolation(coordinator, "an attempt that forgets who was left out")
+    if attempt.plan.sites != before.plan.sites:
+        raise ProtocolViolation(coordinator, "an attempt that moves peers to other sites")
 
 
 def check_contributions(shares: tuple[Share, ...], plan: Round, culprit: str) -> None:

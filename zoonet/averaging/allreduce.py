@@ -1,0 +1,257 @@
+"""The all-reduce of a job's rounds, over trees of lanes: the asynchronous edge of `Reduction`.
+
+P = flat parameters
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from zoonet.averaging.chunks import Header, decode_header
+from zoonet.averaging.lateness import Lateness
+from zoonet.averaging.messages import Attempt
+from zoonet.averaging.outlets import Outlets
+from zoonet.averaging.payload import Payload, make_payload
+from zoonet.averaging.plan import chunk_values
+from zoonet.averaging.reduction import Reduction
+from zoonet.crypto import PeerId, short
+from zoonet.errors import ProtocolViolation, RoundFailed, ZoonetError
+from zoonet.exact import Vector
+from zoonet.transport import Lanes
+
+TICK_S: Final = 0.1
+ALIVE_S: Final = 0.25  # how often who waits for others says so
+BROKEN_S: Final = 0.15  # for a peer whose lane has ended to come back on another one
+NUM_KEPT_KEYS: Final = 64  # of rounds that are over, whose late chunks are no offence
+
+log = logging.getLogger(__name__)
+
+
+class AttemptFailed(RoundFailed):
+    """An attempt that cannot be finished because of `missing`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """What an attempt came to: the mean (P,), and digests of its slices by contributor.
+
+    The mean stays as it is until the next round's first attempt.
+    """
+
+    mean_P: Vector
+    slices: tuple[bytes, ...]
+
+
+class Averager(Protocol):
+    """The seam of the data plane: how an attempt's contributions become one mean."""
+
+    async def commit(self, contribution_P: Vector) -> bytes:
+        """Take what this peer will contribute (P,), and return the digest that names it.
+
+        The vector must not change until the next call.
+        """
+        ...
+
+    async def average(self, attempt: Attempt) -> Mean:
+        """Return the mean of all contributions, weighted by their number of slots.
+
+        Raises AttemptFailed, naming who is missing. Safe to cancel: the next attempt of the same
+        round goes on with what has been averaged.
+        """
+        ...
+
+
+class TreeAllReduce:
+    """An `Averager` over lanes. `serve` it before use, `close` it after."""
+
+    def __init__(self, lanes: Lanes, job_id: str, num_parameters: int) -> None:
+        self._lanes = lanes
+        self._channel = f"{job_id}/reduce/1"
+        self._num_parameters = num_parameters
+        self._outlets = Outlets(lanes, self._channel, self._note_broken)
+        self._lock = threading.Lock()
+        self._reduction: Reduction | None = None
+        self._payload: Payload | None = None
+        self._over: dict[bytes, None] = {}  # keys of rounds that are over, oldest first
+        self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
+        self._lateness = Lateness()
+        self._scratch = memoryview(bytearray(4 * chunk_values(num_parameters)))
+        self._mean_P: Vector | None = None
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        """Begin to accept chunks."""
+        await self._lanes.serve(self._channel, self)
+
+    async def close(self) -> None:
+        """Stop, and end all lanes."""
+        await self._lanes.unserve(self._channel)
+        for task in self._opening:
+            task.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        await self._outlets.close()
+
+    def paths(self) -> dict[PeerId, str]:
+        """How bytes travel to each peer: over shared memory, directly, through a relay."""
+        return self._outlets.paths()
+
+    async def commit(self, contribution_P: Vector) -> bytes:
+        """See `Averager.commit`."""
+        self._payload = payload = await asyncio.to_thread(make_payload, contribution_P)
+        return payload.root
+
+    # --- one attempt --------------------------------------------------------------------------
+
+    async def average(self, attempt: Attempt) -> Mean:
+        """See `Averager.average`."""
+        reduction = self._reduction_of(attempt)
+        began = self._loop.time()
+        self._lateness.begin()
+        for peer in sorted(reduction.partners_in(attempt)):
+            if self._outlets.expect(peer):
+                self._spawn(self._outlets.open(peer))
+        await asyncio.to_thread(reduction.adopt, attempt)
+        await self._finished(reduction, began)
+        self._lateness.succeed()
+        mean_P = reduction.assembled()
+        slices = await asyncio.to_thread(reduction.slice_digests, mean_P)
+        return Mean(mean_P, slices)
+
+    def _reduction_of(self, attempt: Attempt) -> Reduction:
+        reduction = self._reduction
+        if reduction is not None and reduction.round_key == attempt.round_key():
+            return reduction
+        if reduction is not None:
+            self._over[reduction.round_key] = None
+            while len(self._over) > NUM_KEPT_KEYS:
+                del self._over[next(iter(self._over))]
+        payload = self._payload if self._contributes(attempt) else None
+        reduction = Reduction(
+            attempt,
+            self._lanes.peer_id,
+            payload,
+            self._mean_buffer(),
+            self._outlets.post,
+            self._wake,
+        )
+        with self._lock:
+            self._broken.clear()
+        self._reduction = reduction
+        return reduction
+
+    def _contributes(self, attempt: Attempt) -> bool:
+        return self._payload is not None and self._payload.root in attempt.roots
+
+    def _mean_buffer(self) -> Vector:
+        """A buffer for the mean: the last round's, unless somebody still reads from it."""
+        if self._mean_P is None or self._outlets.unsent_bytes:
+            self._outlets.drop()
+            raw = self._lanes.allocate(4 * self._num_parameters)
+            self._mean_P = np.frombuffer(raw, np.float32)
+        return self._mean_P
+
+    def _spawn(self, opening: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(opening, name="lane")
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _finished(self, reduction: Reduction, began: float) -> None:
+        """Wait until the mean is here, saying meanwhile that this peer is. Raises AttemptFailed."""
+        told = began
+        while not reduction.is_complete:
+            self._raise_if_missing(reduction, began)
+            now = self._loop.time()
+            if now - told >= ALIVE_S:
+                told = now
+                header = reduction.alive()
+                for peer in reduction.partners_in(reduction.attempt):
+                    self._outlets.post(peer, header, b"")
+            self._changed.clear()
+            if reduction.is_complete or reduction.refused:
+                continue
+            try:
+                async with asyncio.timeout(TICK_S):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def _raise_if_missing(self, reduction: Reduction, began: float) -> None:
+        now = self._loop.time()
+        with self._lock:
+            broken = {peer for peer, since in self._broken.items() if now - since > BROKEN_S}
+        contributors = set(reduction.attempt.contributors)
+        awaited = reduction.awaited()
+        owing = {one.peer for one in awaited if one.num_come < one.num_all}
+        refused = reduction.refused & contributors
+        silences = {peer: min(now - began, self._lanes.silent_s(peer)) for peer in owing}
+        silent = self._lateness.silent(silences)
+        late = self._lateness.late(awaited, now - began)
+        missing = (refused | (broken & owing) | silent | late) & contributors
+        if missing:
+            why = [
+                f"{label}={[short(peer) for peer in sorted(peers & missing)]}"
+                for label, peers in (
+                    ("refused", refused),
+                    ("broken", broken),
+                    ("silent", silent),
+                    ("late", late),
+                )
+                if peers & missing
+            ]
+            raise AttemptFailed(" ".join(why), missing=frozenset(missing))
+
+    def _wake(self) -> None:
+        """Called from any thread."""
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    def _note_broken(self, peer_id: PeerId, why: str) -> None:
+        with self._lock:
+            self._broken[peer_id] = self._loop.time()
+        log.debug("broken peer=%s: %s", short(peer_id), why)
+        self._wake()
+
+    # --- a sink of lanes ----------------------------------------------------------------------
+
+    def admit(self, peer_id: PeerId, header: bytes, num_bytes: int) -> memoryview | None:
+        """See `zoonet.transport.Sink`."""
+        parsed = _parse(peer_id, header)
+        with self._lock:
+            self._broken.pop(peer_id, None)
+        reduction = self._reduction
+        if reduction is not None and parsed.round_key == reduction.round_key:
+            return reduction.admit(peer_id, parsed, num_bytes)
+        if parsed.round_key not in self._over:
+            return None
+        if num_bytes > len(self._scratch):
+            raise ProtocolViolation(peer_id, f"a chunk of {num_bytes} bytes")
+        return self._scratch[:num_bytes]
+
+    def arrived(self, peer_id: PeerId, header: bytes) -> None:
+        """See `zoonet.transport.Sink`."""
+        parsed = _parse(peer_id, header)
+        reduction = self._reduction
+        if reduction is not None and parsed.round_key == reduction.round_key:
+            reduction.arrived(peer_id, parsed)
+
+    def ended(self, peer_id: PeerId, error: ZoonetError) -> None:
+        """See `zoonet.transport.Sink`."""
+        reduction = self._reduction
+        if reduction is not None:
+            reduction.forget(peer_id)
+        self._note_broken(peer_id, str(error))
+
+
+def _parse(peer_id: PeerId, header: bytes) -> Header:
+    try:
+        return decode_header(header)
+    except ValueError as error:
+        raise ProtocolViolation(peer_id, f"no chunk header: {error}") from error

@@ -1,0 +1,55 @@
+"""When a peer that others wait for counts as missing. Nothing here is a timeout to guess."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from zoonet.averaging.deadlines import LearnedTimeout
+from zoonet.averaging.reduction import Awaited
+from zoonet.crypto import PeerId
+
+PATIENCE: Final = 4.0  # how many times as long as half of the others one may take
+SPARE_S: Final = 1.0  # and this much longer: a machine's own hiccups
+
+
+class Lateness:
+    """Tells who is silent and who is late.
+
+    Silent is a peer of whom not a byte has come for longer than is usual: the median of the
+    longest silences of earlier attempts and eight of their mean deviations. Late is one that
+    brings something, but takes several times as long as half of the others took.
+    """
+
+    def __init__(self) -> None:
+        self._gaps = LearnedTimeout(first_s=5.0, floor_s=1.2, ceiling_s=15.0)
+        self._longest_gap_s = 0.0
+        self._half_after_s: dict[bool, float] = {}
+
+    def begin(self) -> None:
+        """An attempt begins."""
+        self._longest_gap_s = 0.0
+        self._half_after_s = {}
+
+    def succeed(self) -> None:
+        """It came to a mean: its silences were usual ones."""
+        self._gaps.observe(self._longest_gap_s)
+
+    def silent(self, silences: dict[PeerId, float]) -> set[PeerId]:
+        """Of whom nothing has come for too long, by the seconds of silence of each."""
+        self._longest_gap_s = max(self._longest_gap_s, *silences.values(), 0.0)
+        limit_s = self._gaps.timeout_s
+        return {peer for peer, silence_s in silences.items() if silence_s > limit_s}
+
+    def late(self, awaited: Sequence[Awaited], elapsed_s: float) -> set[PeerId]:
+        """Who takes far longer than half of the others, `elapsed_s` after the attempt began."""
+        late: set[PeerId] = set()
+        for is_mean in (False, True):
+            group = [one for one in awaited if one.is_mean is is_mean]
+            behind = {one.peer for one in group if one.num_come < one.num_all}
+            if not behind or 2 * len(behind) > len(group):
+                continue
+            half_s = self._half_after_s.setdefault(is_mean, elapsed_s)
+            if elapsed_s > PATIENCE * half_s + SPARE_S:
+                late |= behind
+        return late

@@ -1,0 +1,516 @@
+"""What one peer does in one round's all-reduce: chunks arrive, are added up and passed on.
+
+No event loop and no clock: chunks arrive in the threads of lanes, and the thread that brings the
+last part of a chunk also adds it up and posts the result, so that a busy event loop holds nobody
+up. An attempt says who contributes and who owns what. The next attempt of the same round changes
+that, and all that is already averaged by those who still own it stands.
+
+P = flat parameters, N = values of one chunk
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from blake3 import blake3
+
+from zoonet.averaging.chunks import (
+    DIGEST_BYTES,
+    Header,
+    Kind,
+    bits_of,
+    indices_of,
+    root_of,
+)
+from zoonet.averaging.messages import Attempt
+from zoonet.averaging.payload import Payload
+from zoonet.averaging.plan import (
+    Tree,
+    chunk_bounds,
+    chunk_values,
+    members_by_index,
+    parent_of,
+    receivers_of,
+    sources_of,
+)
+from zoonet.crypto import PeerId
+from zoonet.errors import InvalidPart, ProtocolViolation
+from zoonet.exact import Vector, weighted_mean
+from zoonet.ranges import count
+from zoonet.transport import Buffer
+
+NOBODY = -1
+
+Post = Callable[[PeerId, bytes, Buffer], None]
+
+
+@dataclass(slots=True)
+class _Part:
+    """A chunk of a contribution, or of a site's mean, and who is in it."""
+
+    values_N: Vector
+    bits: int
+
+
+@dataclass(slots=True)
+class _Role:
+    """What this peer does for the chunks of one tree in the current attempt."""
+
+    tree: Tree
+    parent: int | None  # None for the root
+    owner: int  # of this peer's site
+    sources: tuple[int, ...]  # empty unless this peer owns the chunks in its site
+    receivers: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Where one chunk stands."""
+
+    role: _Role
+    parts: dict[int, _Part] = field(default_factory=dict)
+    sum: _Part | None = None  # the site's mean, where this peer owns the chunk but is not its root
+    posted_up: int = NOBODY  # whom this peer has sent its part or its site's mean
+    is_busy: bool = False  # being added up
+    mean_N: Vector | None = None
+    mean_maker: int = NOBODY
+    mean_bits: int = 0
+    posted_down: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """How many chunks have come from a peer, of how many."""
+
+    peer: PeerId
+    num_come: int
+    num_all: int
+    is_mean: bool  # chunks of the mean, rather than ones to add up
+
+
+class Reduction:
+    """One round's all-reduce at one peer. Thread safe.
+
+    `post` sends to a peer and never blocks; `changed` is called, from any thread, when the
+    reduction is complete or somebody's contribution had to be refused.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        me: PeerId,
+        payload: Payload | None,
+        mean_P: Vector,
+        post: Post,
+        changed: Callable[[], None],
+    ) -> None:
+        self.round_key = attempt.round_key()
+        self.peers = tuple(PeerId(peer) for peer in attempt.plan.peers)
+        self.attempt = attempt
+        self.refused: set[PeerId] = set()
+        self._me = attempt.plan.peers.index(me)
+        self._indices = {peer: index for index, peer in enumerate(self.peers)}
+        self._payload = payload
+        self._mean_P = mean_P
+        self._spilled: set[int] = set()  # chunks whose mean lies outside mean_P
+        self._post = post
+        self._changed = changed
+        self._lock = threading.RLock()
+        self._weights = {
+            self._indices[PeerId(share.peer)]: count(share.slots)
+            for share in (*attempt.contributions, *attempt.former)
+        }
+        self._roots = {
+            self._indices[PeerId(share.peer)]: root
+            for share, root in zip(attempt.contributions, attempt.roots, strict=True)
+        }
+        self._commitments: dict[int, bytes] = {}
+        self._landing: dict[tuple[int, Kind, int], memoryview] = {}
+        self._scratch = memoryview(bytearray(4 * chunk_values(mean_P.size)))
+        self._chunks: list[_Chunk] = []
+        self._contributors: frozenset[int] = frozenset()
+        self._needed_bits = 0
+        self._num_left = 0
+        self._spare: list[Vector] = []  # chunk buffers to use again
+
+    # --- attempts -----------------------------------------------------------------------------
+
+    def adopt(self, attempt: Attempt) -> None:
+        """Take part in an attempt: the first one, or one that leaves somebody out."""
+        with self._lock:
+            self.attempt = attempt
+            self._contributors = members_by_index(attempt.plan, attempt.contributors)
+            self._needed_bits = bits_of(self._contributors)
+            roles = [self._role_in(tree) for tree in attempt.plan.trees]
+            by_chunk = [role for role in roles for _ in range(role.tree.first, role.tree.stop)]
+            if not self._chunks:
+                self._chunks = [_Chunk(role) for role in by_chunk]
+                self._commit_to(sorted({role.owner for role in roles} - {self._me}))
+            for chunk, role in zip(self._chunks, by_chunk, strict=True):
+                chunk.role = role
+            self._num_left = sum(not self._has_mean(chunk) for chunk in self._chunks)
+        for number in range(len(self._chunks)):
+            self._advance(number)
+        if self.is_complete:
+            self._changed()
+
+    def _role_in(self, tree: Tree) -> _Role:
+        plan = self.attempt.plan
+        return _Role(
+            tree=tree,
+            parent=parent_of(plan, tree, self._me),
+            owner=tree.owners[plan.site_of(self._me)],
+            sources=tuple(sources_of(plan, tree, self._me, self._contributors)),
+            receivers=tuple(receivers_of(plan, tree, self._me)),
+        )
+
+    def _commit_to(self, owners: Iterable[int]) -> None:
+        if self._payload is not None and self._me in self._contributors:
+            header = self._header(Kind.COMMITMENT)
+            for owner in owners:
+                self._post(self.peers[owner], header, self._payload.digests)
+
+    @property
+    def is_complete(self) -> bool:
+        """The whole mean is here."""
+        return self._num_left == 0
+
+    def assembled(self) -> Vector:
+        """Return the mean (P,). It stays as it is until the buffer is used for another round."""
+        with self._lock:
+            if not self._spilled:
+                return self._mean_P
+            # Something that has been given up may still write into mean_P.
+            pieces = [chunk.mean_N for chunk in self._chunks]
+            assert all(piece is not None for piece in pieces)
+            return np.concatenate([piece for piece in pieces if piece is not None])
+
+    def slice_digests(self, mean_P: Vector) -> tuple[bytes, ...]:
+        """Digests of what each contributor of the attempt has averaged, in their order."""
+        hashers = {
+            self._indices[peer]: blake3(b"zoonet-slice/1\x00") for peer in self.attempt.contributors
+        }
+        for tree in self.attempt.plan.trees:
+            start, _ = chunk_bounds(mean_P.size, tree.first)
+            _, stop = chunk_bounds(mean_P.size, tree.stop - 1)
+            hashers[tree.root].update(mean_P[start:stop].view(np.uint8).data)
+        return tuple(hasher.digest() for hasher in hashers.values())
+
+    # --- what is still to come ----------------------------------------------------------------
+
+    def awaited(self) -> list[Awaited]:
+        """Of whom chunks are missing here: first those to add up, then means."""
+        up: dict[int, list[int]] = {}
+        down: dict[int, list[int]] = {}
+        with self._lock:
+            for chunk in self._chunks:
+                has_mean = self._has_mean(chunk)
+                is_added = has_mean or chunk.sum is not None
+                for source in chunk.role.sources:
+                    if source != self._me:
+                        up.setdefault(source, []).append(is_added or source in chunk.parts)
+                if chunk.role.parent is not None:
+                    down.setdefault(chunk.role.parent, []).append(has_mean)
+        return [
+            Awaited(self.peers[sender], sum(come), len(come), is_mean=tallies is down)
+            for tallies in (up, down)
+            for sender, come in sorted(tallies.items())
+        ]
+
+    def partners_in(self, attempt: Attempt) -> set[PeerId]:
+        """Everyone to whom this peer sends in an attempt."""
+        contributors = members_by_index(attempt.plan, attempt.contributors)
+        found: set[int] = set()
+        for tree in attempt.plan.trees:
+            found.update(receivers_of(attempt.plan, tree, self._me))
+            parent = parent_of(attempt.plan, tree, self._me)
+            sources = sources_of(attempt.plan, tree, self._me, contributors)
+            if parent is not None and (sources or self._me in contributors):
+                found.add(parent)
+        return {self.peers[index] for index in found}
+
+    def alive(self) -> bytes:
+        """The header by which this peer says that it waits for others."""
+        return self._header(Kind.ALIVE)
+
+    def _header(self, kind: Kind, number: int = 0, maker: int = 0, bits: int = 0) -> bytes:
+        return Header(kind, self.round_key, self.attempt.number, number, maker, bits).encode()
+
+    # --- arrivals -----------------------------------------------------------------------------
+
+    def admit(self, peer_id: PeerId, header: Header, num_bytes: int) -> memoryview | None:
+        """See `zoonet.transport.Sink.admit`; what is stale or not needed goes where nobody looks."""
+        with self._lock:
+            sender = self._indices.get(peer_id)
+            if sender is None:
+                raise ProtocolViolation(peer_id, "a chunk of a round that it has no part in")
+            if header.number > self.attempt.number:
+                return None
+            if header.kind == Kind.ALIVE:
+                self._require(peer_id, num_bytes, 0)
+                return self._scratch[:0]
+            if header.kind == Kind.COMMITMENT:
+                self._require(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
+                return self._land(sender, header, np.empty(num_bytes // 4, np.float32))
+            if header.chunk >= len(self._chunks):
+                raise ProtocolViolation(peer_id, f"chunk {header.chunk} of {len(self._chunks)}")
+            start, stop = chunk_bounds(self._mean_P.size, header.chunk)
+            self._require(peer_id, num_bytes, 4 * (stop - start))
+            target_N = self._target(sender, header, stop - start)
+            if target_N is None:
+                return self._scratch[:num_bytes]
+            return self._land(sender, header, target_N)
+
+    def _require(self, peer_id: PeerId, num_bytes: int, expected: int) -> None:
+        if num_bytes != expected:
+            raise InvalidPart(peer_id, f"{num_bytes} bytes, not {expected}")
+
+    def _land(self, sender: int, header: Header, target: Vector) -> memoryview:
+        key = (sender, header.kind, header.chunk)
+        if key in self._landing:
+            raise ProtocolViolation(self.peers[sender], "the same chunk twice at once")
+        self._landing[key] = view = target.view(np.uint8).data
+        return view
+
+    def _target(self, sender: int, header: Header, size: int) -> Vector | None:
+        """Where a chunk of values goes, or None where it is not needed any more."""
+        chunk = self._chunks[header.chunk]
+        is_stale = header.number < self.attempt.number
+        if header.kind == Kind.MEAN:
+            if sender != chunk.role.parent and not is_stale:
+                raise ProtocolViolation(self.peers[sender], "a mean that it does not hand out")
+            if sender != chunk.role.parent or self._has_mean(chunk):
+                return None
+            if not self._would_hold(chunk, header):
+                if is_stale:
+                    return None
+                raise ProtocolViolation(self.peers[sender], "a mean without some contributor")
+            return self._mean_target(header.chunk)
+        if sender not in chunk.role.sources or sender == self._me:
+            if not is_stale:
+                raise ProtocolViolation(self.peers[sender], "a chunk for another peer")
+            return None
+        if chunk.sum is not None or self._has_mean(chunk) or sender in chunk.parts:
+            return None
+        if header.kind == Kind.PART and sender not in self._commitments:
+            raise InvalidPart(self.peers[sender], "a chunk without a commitment")
+        return self._spare.pop()[:size] if self._spare else self._new_buffer()[:size]
+
+    def _new_buffer(self) -> Vector:
+        return np.empty(chunk_values(self._mean_P.size), np.float32)
+
+    def _would_hold(self, chunk: _Chunk, header: Header) -> bool:
+        if header.maker != chunk.role.tree.root:
+            return False
+        return header.bits & self._needed_bits == self._needed_bits
+
+    def _mean_target(self, number: int) -> Vector:
+        """The chunk's place in the mean, unless somebody else may be writing there."""
+        start, stop = chunk_bounds(self._mean_P.size, number)
+        is_taken = any(kind == Kind.MEAN and at == number for _, kind, at in self._landing)
+        if is_taken or number in self._spilled:
+            self._spilled.add(number)
+            return np.empty(stop - start, np.float32)
+        return self._mean_P[start:stop]
+
+    def arrived(self, peer_id: PeerId, header: Header) -> None:
+        """See `zoonet.transport.Sink.arrived`."""
+        sender = self._indices[peer_id]
+        with self._lock:
+            landed = self._landing.get((sender, header.kind, header.chunk))
+        if landed is None:
+            return  # it went where nobody looks
+        try:
+            self._check(sender, header, landed)
+        except InvalidPart:
+            self._refuse(sender)
+            raise
+        finally:
+            with self._lock:
+                self._landing.pop((sender, header.kind, header.chunk), None)
+        values_N = np.frombuffer(landed, np.float32)
+        with self._lock:
+            self._keep(sender, header, landed, values_N)
+        if header.kind != Kind.COMMITMENT:
+            self._advance(header.chunk)
+
+    def _check(self, sender: int, header: Header, landed: memoryview) -> None:
+        peer = self.peers[sender]
+        if header.kind == Kind.COMMITMENT:
+            if root_of(bytes(landed)) != self._roots.get(sender):
+                raise InvalidPart(peer, "digests that are not what it has committed to")
+        elif header.kind == Kind.PART:
+            at = DIGEST_BYTES * header.chunk
+            expected = self._commitments[sender][at : at + DIGEST_BYTES]
+            if blake3(landed).digest() != expected:
+                raise InvalidPart(peer, "a chunk that is not what it has committed to")
+        elif not is_finite(np.frombuffer(landed, np.float32)):
+            raise InvalidPart(peer, "non-finite values")
+
+    def _refuse(self, sender: int) -> None:
+        with self._lock:
+            self.refused.add(self.peers[sender])
+        self._changed()
+
+    def _keep(self, sender: int, header: Header, landed: memoryview, values_N: Vector) -> None:
+        if header.kind == Kind.COMMITMENT:
+            self._commitments[sender] = bytes(landed)
+            return
+        chunk = self._chunks[header.chunk]
+        if header.kind == Kind.MEAN:
+            if not self._has_mean(chunk) and self._would_hold(chunk, header):
+                self._set_mean(chunk, values_N, header.maker, header.bits)
+            return
+        bits = 1 << sender if header.kind == Kind.PART else self._known_bits(sender, header.bits)
+        chunk.parts[sender] = _Part(values_N, bits)
+
+    def _known_bits(self, sender: int, bits: int) -> int:
+        """What a site's owner says is in its sum: of its own site, and nobody unheard of."""
+        plan = self.attempt.plan
+        site = set(plan.sites[plan.site_of(sender)])
+        named = indices_of(bits)
+        if not named or not set(named) <= site & self._weights.keys():
+            raise InvalidPart(self.peers[sender], "a sum of who is not of its site")
+        return bits
+
+    def forget(self, peer_id: PeerId) -> None:
+        """A lane of this peer has ended: what was under way on it will not arrive."""
+        sender = self._indices.get(peer_id)
+        with self._lock:
+            for key in [key for key in self._landing if key[0] == sender]:
+                if key[1] == Kind.MEAN:
+                    self._spilled.add(key[2])
+                del self._landing[key]
+
+    # --- adding up and passing on -------------------------------------------------------------
+
+    def _has_mean(self, chunk: _Chunk) -> bool:
+        if chunk.mean_maker != chunk.role.tree.root:
+            return False
+        return chunk.mean_bits & self._needed_bits == self._needed_bits
+
+    def _advance(self, number: int) -> None:
+        """Do for one chunk whatever can be done now."""
+        chunk = self._chunks[number]
+        while True:
+            with self._lock:
+                self._pass_on(number, chunk)
+                parts = self._ready_parts(number, chunk)
+                if parts is None:
+                    return
+                chunk.is_busy = True
+                is_root = chunk.role.parent is None
+                start, stop = chunk_bounds(self._mean_P.size, number)
+                out_N = self._mean_target(number) if is_root else np.empty(stop - start, np.float32)
+                weights = [self._weight_of(part.bits) for part in parts]
+            weighted_mean([part.values_N for part in parts], weights, out=out_N)
+            is_sound = is_finite(out_N)
+            with self._lock:
+                chunk.is_busy = False
+                if not is_sound:
+                    guilty = self._drop_non_finite(chunk)
+                elif (chunk.role.parent is None) == is_root:
+                    self._keep_result(chunk, parts, out_N)
+            if not is_sound:
+                for source in guilty:
+                    self._refuse(source)
+                return
+
+    def _keep_result(self, chunk: _Chunk, parts: Sequence[_Part], out_N: Vector) -> None:
+        bits = 0
+        for part in parts:
+            bits |= part.bits
+        for source, part in chunk.parts.items():
+            if source != self._me:
+                self._reuse(part.values_N)
+        chunk.parts.clear()
+        if chunk.role.parent is None:
+            self._set_mean(chunk, out_N, self._me, bits)
+        else:
+            chunk.sum = _Part(out_N, bits)
+
+    def _reuse(self, values_N: Vector) -> None:
+        """Keep a whole buffer for another chunk."""
+        base = values_N.base
+        whole = np.frombuffer(base, np.float32) if isinstance(base, memoryview) else values_N
+        if whole.size == chunk_values(self._mean_P.size):
+            self._spare.append(whole)
+
+    def _drop_non_finite(self, chunk: _Chunk) -> list[int]:
+        guilty = [source for source, part in chunk.parts.items() if not is_finite(part.values_N)]
+        for source in guilty:
+            del chunk.parts[source]
+        return guilty
+
+    def _set_mean(self, chunk: _Chunk, mean_N: Vector, maker: int, bits: int) -> None:
+        had_it = self._has_mean(chunk)
+        chunk.mean_N, chunk.mean_maker, chunk.mean_bits = mean_N, maker, bits
+        chunk.posted_down = set()
+        if not had_it and self._has_mean(chunk):
+            self._num_left -= 1
+            if not self._num_left:
+                self._changed()
+
+    def _weight_of(self, bits: int) -> int:
+        return sum(self._weights[index] for index in indices_of(bits))
+
+    def _ready_parts(self, number: int, chunk: _Chunk) -> list[_Part] | None:
+        """All parts of a chunk that this peer is to add up now, in order; None while any lacks."""
+        role = chunk.role
+        if not role.sources or chunk.is_busy or self._has_mean(chunk):
+            return None
+        if chunk.sum is not None and role.parent is not None:
+            return None
+        if self._payload is not None and self._me in role.sources:
+            chunk.parts.setdefault(self._me, _Part(self._payload.chunk(number), 1 << self._me))
+        parts: list[_Part] = []
+        covered = 0
+        if chunk.sum is not None:  # it has become the root since
+            parts.append(chunk.sum)
+            covered = chunk.sum.bits
+        for source in role.sources:
+            if covered >> source & 1:
+                continue
+            if source not in chunk.parts:
+                return None
+            parts.append(chunk.parts[source])
+        return parts
+
+    def _pass_on(self, number: int, chunk: _Chunk) -> None:
+        """Post what this peer has of a chunk to those who lack it."""
+        role = chunk.role
+        if role.parent is not None and chunk.posted_up != role.parent and not self._has_mean(chunk):
+            self._post_up(number, chunk, role.parent)
+        if self._has_mean(chunk):
+            assert chunk.mean_N is not None
+            header = self._header(Kind.MEAN, number, chunk.mean_maker, chunk.mean_bits)
+            payload = chunk.mean_N.view(np.uint8).data
+            for receiver in role.receivers:
+                if receiver not in chunk.posted_down:
+                    chunk.posted_down.add(receiver)
+                    self._post(self.peers[receiver], header, payload)
+
+    def _post_up(self, number: int, chunk: _Chunk, parent: int) -> None:
+        if chunk.role.sources:
+            if chunk.sum is None:
+                return
+            header = self._header(Kind.SUM, number, bits=chunk.sum.bits)
+            values_N = chunk.sum.values_N
+        elif self._me in self._contributors and self._payload is not None:
+            header = self._header(Kind.PART, number, bits=1 << self._me)
+            values_N = self._payload.chunk(number)
+        else:
+            return
+        chunk.posted_up = parent
+        self._post(self.peers[parent], header, values_N.view(np.uint8).data)
+
+
+def is_finite(values_N: Vector) -> bool:
+    """Tell whether no value is NaN or infinite. A finite sum proves it, in one quick pass."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.add.reduce(values_N)):
+            return True
+    return bool(np.isfinite(values_N).all())
