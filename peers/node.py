@@ -9,7 +9,7 @@ from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId
 from zoonet.jobs import Catalog
 from zoonet.records import RecordStore
-from zoonet.transport import Transport
+from zoonet.transport import Lanes, Transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +19,7 @@ class Node:
     identity: Identity
     clock: Clock
     transport: Transport
+    lanes: Lanes
     records: RecordStore
     exchange: BlockExchange
     catalog: Catalog

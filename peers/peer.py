@@ -173,6 +173,7 @@ class PeerRole:
             identity=self._host.identity,
             clock=self._clock,
             transport=self._host.transport,
+            lanes=self._host.lanes,
             records=self._host.records,
             exchange=exchange,
             catalog=Catalog(self._host.identity, self._host.records, self._clock),

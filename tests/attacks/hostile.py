@@ -36,7 +36,7 @@ from zoonet.transport import Stream, call, serve_calls
 HONEST = ("ada", "bob", "cyd")
 ROUND, VOTE = f"/zoonet/{JOB_ID}/round/1", f"/zoonet/{JOB_ID}/vote/1"
 CHAIN = f"/zoonet/{JOB_ID}/chain/1"
-PART, MEAN = f"/zoonet/{JOB_ID}/part/1", f"/zoonet/{JOB_ID}/mean/1"
+REDUCE = f"{JOB_ID}/reduce/1"
 INDEX, CHUNK = f"/zoonet/{JOB_ID}/state-index/1", f"/zoonet/{JOB_ID}/state-chunk/1"
 NUM_SLOTS = 300
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.attacks.hostile import (
-    MEAN,
     NUM_SLOTS,
-    PART,
+    REDUCE,
     ROUND,
     Hostile,
     Outcome,
@@ -31,9 +30,13 @@ from zoonet.averaging.messages import (
     Start,
     Voted,
 )
-from zoonet.averaging.parts import MeanHeader, PartHeader, Received, slice_bounds
+from zoonet.averaging.chunks import Header, Kind
+from zoonet.averaging.payload import make_payload
+from zoonet.averaging.plan import chunk_bounds, receivers_of
+from zoonet.crypto import PeerId
+from zoonet.errors import ZoonetError
 from zoonet.ranges import Ranges
-from zoonet.transport import Stream
+from zoonet.transport import Lane, Stream, StreamLanes
 
 Play = Callable[[Stream], Awaitable[None]]
 
@@ -76,11 +79,14 @@ def beating(hostile: Hostile, play: Play) -> Play:
 
 
 async def each_attempt(
-    hostile: Hostile, stream: Stream, answer: Callable[[Round, Attempt], Awaitable[None]]
+    hostile: Hostile,
+    stream: Stream,
+    answer: Callable[[Round, Attempt], Awaitable[None]],
+    root: bytes = bytes(32),
 ) -> None:
     """Be done with all that was leased, and answer every attempt."""
     plan = await hostile.hear_plan(stream)
-    await hostile.tell(stream, Done(slots=plan.slots_of(hostile.peer_id)))
+    await hostile.tell(stream, Done(slots=plan.slots_of(hostile.peer_id), root=root))
     while True:
         message = await hostile.hear(stream)
         if isinstance(message, Start):
@@ -173,22 +179,6 @@ def test_one_that_fails_every_attempt_costs_its_own_contribution(accuses: str) -
     assert outcome.took_s < 120
 
 
-def test_one_that_says_everyone_blocked_it_costs_its_own_contribution() -> None:
-    def play_of(hostile: Hostile) -> Play:
-        async def blame(plan: Round, attempt: Attempt, stream: Stream) -> None:
-            blocked = attempt.contributors
-            await hostile.tell(stream, Failed(number=attempt.number, missing=(), blocked=blocked))
-
-        return beating(
-            hostile,
-            lambda stream: each_attempt(
-                hostile, stream, lambda plan, attempt: blame(plan, attempt, stream)
-            ),
-        )
-
-    assert takes_part(play_of).took_s < 120
-
-
 def test_one_that_sends_no_parts_costs_an_attempt_a_round() -> None:
     def play_of(hostile: Hostile) -> Play:
         return beating(
@@ -196,12 +186,8 @@ def test_one_that_sends_no_parts_costs_an_attempt_a_round() -> None:
             lambda stream: each_attempt(hostile, stream, lambda plan, attempt: asyncio.sleep(0)),
         )
 
-    async def deaf(stream: Stream) -> None:
-        await asyncio.Event().wait()
-
     async def attack(hostile: Hostile) -> None:
-        for protocol in (PART, MEAN):
-            await hostile.transport.serve(protocol, deaf)
+        await StreamLanes(hostile.transport).serve(REDUCE, Deaf())
         hostile.spawn(hostile.take_part(play_of(hostile)))
 
     outcome = survive(attack)
@@ -216,78 +202,67 @@ def test_one_that_sends_no_parts_costs_an_attempt_a_round() -> None:
 # --- it votes wrongly ---------------------------------------------------------------------------
 
 
-class Contributor:
-    """A member that averages by the rules, with a contribution of its own making."""
+class Deaf:
+    """Takes whatever is sent and does nothing with it."""
+
+    def admit(self, peer_id: PeerId, header: bytes, num_bytes: int) -> memoryview:
+        return memoryview(bytearray(num_bytes))
+
+    def arrived(self, peer_id: PeerId, header: bytes) -> None: ...
+
+    def ended(self, peer_id: PeerId, error: ZoonetError) -> None: ...
+
+
+class TwoFaced:
+    """A member that commits to zeros, sends them, and gives everyone another mean."""
 
     def __init__(self, hostile: Hostile) -> None:
         self.hostile = hostile
-        self.attempt: Attempt | None = None
-        self.known = asyncio.Condition()
-        self.parts: dict[str, np.ndarray] = {}
-        self.value = np.zeros(NUM_PARAMETERS, np.float32)
+        self.lanes = StreamLanes(hostile.transport)
+        self.payload = make_payload(np.zeros(NUM_PARAMETERS, np.float32))
+        self.open: dict[str, Lane] = {}
 
     async def serve(self) -> None:
-        await self.hostile.transport.serve(PART, self.take)
-        await self.hostile.transport.serve(MEAN, self.hand_out)
+        await self.lanes.serve(REDUCE, Deaf())
 
-    def bounds(self, attempt: Attempt) -> tuple[int, int]:
-        at = attempt.contributors.index(self.hostile.peer_id)
-        return slice_bounds(NUM_PARAMETERS, len(attempt.contributors))[at]
+    async def lane(self, peer: PeerId) -> Lane:
+        if peer not in self.open:
+            self.open[peer] = await self.lanes.open(peer, REDUCE, lambda lane, error: None)
+        return self.open[peer]
 
-    async def begin(self, attempt: Attempt) -> None:
-        async with self.known:
-            self.attempt, self.parts = attempt, {}
-            self.known.notify_all()
-        sends = (self.send(attempt, peer) for peer in attempt.contributors)
-        await asyncio.gather(*sends, return_exceptions=True)
-
-    async def send(self, attempt: Attempt, peer: str) -> None:
-        if peer == self.hostile.peer_id:
-            return
-        at = attempt.contributors.index(peer)
-        start, stop = slice_bounds(NUM_PARAMETERS, len(attempt.contributors))[at]
-        stream = await self.hostile.transport.open(peer, PART)
-        await stream.send(msgspec.msgpack.encode(PartHeader(attempt.identifier())))
-        await stream.send(self.value[start:stop].tobytes())
-        await stream.receive()
-
-    async def take(self, stream: Stream) -> None:
-        msgspec.msgpack.decode(await stream.receive(), type=PartHeader)
-        part = np.frombuffer(await stream.receive(), np.float32)
-        async with self.known:
-            self.parts[stream.peer_id] = part
-            self.known.notify_all()
-        await stream.send(b"\x00" + msgspec.msgpack.encode(Received()))
-
-    async def hand_out(self, stream: Stream) -> None:
-        await stream.receive()
-        async with self.known:
-            await self.known.wait_for(
-                lambda: (
-                    self.attempt is not None
-                    and len(self.parts) == len(self.attempt.contributors) - 1
-                )
-            )
-        await stream.send(b"\x00" + msgspec.msgpack.encode(MeanHeader("ready")))
-        await stream.send(self.mean_for(stream.peer_id).tobytes())
-
-    def mean_for(self, peer: str) -> np.ndarray:
-        """Another mean for everyone who asks."""
-        assert self.attempt is not None
-        start, stop = self.bounds(self.attempt)
-        return np.full(stop - start, hash(peer) % 97, np.float32)
+    async def play(self, attempt: Attempt) -> None:
+        plan, key = attempt.plan, attempt.round_key()
+        me = plan.peers.index(self.hostile.peer_id)
+        for peer in attempt.contributors:
+            if peer != self.hostile.peer_id:
+                header = Header(Kind.COMMITMENT, key, attempt.number)
+                (await self.lane(peer)).post(header.encode(), self.payload.digests)
+        everyone = sum(1 << plan.peers.index(peer) for peer in attempt.contributors)
+        for tree in plan.trees:
+            for chunk in range(tree.first, tree.stop):
+                start, stop = chunk_bounds(NUM_PARAMETERS, chunk)
+                if tree.root != me:
+                    part = Header(Kind.PART, key, attempt.number, chunk, bits=1 << me).encode()
+                    root = await self.lane(PeerId(plan.peers[tree.root]))
+                    root.post(part, self.payload.chunk(chunk).tobytes())
+                    continue
+                for receiver in receivers_of(plan, tree, me):
+                    mean = Header(Kind.MEAN, key, attempt.number, chunk, me, everyone).encode()
+                    face = np.full(stop - start, receiver, np.float32)
+                    lane = await self.lane(PeerId(plan.peers[receiver]))
+                    lane.post(mean, face.tobytes())
 
 
 def test_a_reducer_that_gives_everyone_another_mean_costs_an_attempt_a_round() -> None:
     """It would keep every round from its certificate."""
 
     async def attack(hostile: Hostile) -> None:
-        two_faced = Contributor(hostile)
+        two_faced = TwoFaced(hostile)
         await two_faced.serve()
 
         async def average(plan: Round, attempt: Attempt, stream: Stream) -> None:
             if hostile.peer_id in attempt.contributors:
-                await two_faced.begin(attempt)
+                await two_faced.play(attempt)
             await hostile.tell(stream, Voted(number=attempt.number, result=bytes(32)))
 
         hostile.spawn(
@@ -295,7 +270,10 @@ def test_a_reducer_that_gives_everyone_another_mean_costs_an_attempt_a_round() -
                 beating(
                     hostile,
                     lambda stream: each_attempt(
-                        hostile, stream, lambda plan, attempt: average(plan, attempt, stream)
+                        hostile,
+                        stream,
+                        lambda plan, attempt: average(plan, attempt, stream),
+                        root=two_faced.payload.root,
                     ),
                 )
             )

@@ -15,8 +15,7 @@ from tests.attacks.hostile import (
     CHUNK,
     HONEST,
     INDEX,
-    MEAN,
-    PART,
+    REDUCE,
     ROUND,
     VOTE,
     Hostile,
@@ -33,8 +32,9 @@ from zoonet.averaging.state_sync import ChunkRequest, IndexRequest
 from zoonet.errors import ProtocolViolation, TransportError
 from zoonet.testing import run
 from zoonet.transport import MAX_FRAME_BYTES, Stream, call
+from zoonet.transport.stream_lanes import protocol_of
 
-ALL = (ROUND, VOTE, CHAIN, INDEX, CHUNK, PART, MEAN)
+ALL = (ROUND, VOTE, CHAIN, INDEX, CHUNK, protocol_of(REDUCE))
 SYBILS = tuple(f"sybil{number}" for number in range(40))
 
 

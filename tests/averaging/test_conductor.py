@@ -21,22 +21,23 @@ from zoonet.ranges import Ranges
 FOUR = ("ada", "bob", "cyd", "dan")
 LEASES: dict[str, Ranges] = {name: ((4 * at, 4 * at + 4),) for at, name in enumerate(FOUR)}
 PATIENCE = Patience()
+ROOT = b"r" * 32
 SAME, OTHER = b"s" * 32, b"o" * 32
 
 
 def conductor(*names: str, me: str = "ada", usual_s: float = 0.0) -> Conductor:
     plan = plan_after(empty_chain(), {name: LEASES[name] for name in names or FOUR})
-    return Conductor(plan, 0.0, peer(me), PATIENCE, usual_s)
+    return Conductor(plan, 0.0, peer(me), PATIENCE, usual_s, num_values=1000)
 
 
 def done(lead: Conductor, name: str, now: float, slots: Ranges | None = None) -> list[Order]:
-    return lead.on_done(peer(name), LEASES[name] if slots is None else slots, now)
+    return lead.on_done(peer(name), LEASES[name] if slots is None else slots, ROOT, now)
 
 
 def all_done(lead: Conductor, now: float) -> Attempt:
     orders: list[Order] = []
     for member in lead.round.members:
-        orders += lead.on_done(member, lead.round.slots_of(member), now)
+        orders += lead.on_done(member, lead.round.slots_of(member), ROOT, now)
     return started(orders)
 
 
@@ -61,11 +62,10 @@ def voted(
     return lead.on_voted(peer(name), said, now)
 
 
-def failed(lead: Conductor, name: str, now: float, *missing: str, blocked: str = "") -> list[Order]:
+def failed(lead: Conductor, name: str, now: float, *missing: str) -> list[Order]:
     assert lead.attempt is not None
-    told = [peer(blocked)] if blocked else []
     names = [peer(one) for one in missing]
-    return lead.on_failed(peer(name), lead.attempt.number, names, told, now)
+    return lead.on_failed(peer(name), lead.attempt.number, names, now)
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_slots_that_were_not_leased_are_not_averaged() -> None:
 
 def test_a_stranger_is_never_done() -> None:
     lead = conductor("ada", "bob")
-    assert lead.on_done(peer("cyd"), ((0, 4),), 1.0) == []
+    assert lead.on_done(peer("cyd"), ((0, 4),), ROOT, 1.0) == []
     assert lead.done == {}
 
 
@@ -219,43 +219,36 @@ def test_who_fails_and_accuses_nobody_is_left_out_itself() -> None:
     assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
 
 
-def test_two_who_say_that_they_blocked_each_other_are_left_out() -> None:
-    lead = conductor()
-    all_done(lead, 5.0)
-    failed(lead, "cyd", 6.0, blocked="dan")
-    failed(lead, "dan", 6.0, blocked="cyd")
-    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob")
-
-
 def test_who_is_left_out_cannot_end_one_attempt_after_the_other() -> None:
     lead = conductor()
     all_done(lead, 5.0)
     orders: list[Order] = []
     for now in range(6, 200, 2):
-        failed(lead, "dan", now, blocked="bob")
+        failed(lead, "dan", now)
         orders = lead.on_time(now + 1.5)
         if orders and isinstance(orders[0], GiveUp):
             break
     assert not orders and lead.attempt is not None
-    assert lead.attempt.contributors == peers("ada", "cyd")
+    assert lead.attempt.contributors == peers("ada", "bob", "cyd")
 
 
-def test_who_tells_others_that_it_is_blocked_but_not_the_coordinator_is_at_fault() -> None:
+def test_who_is_lost_is_left_out_as_soon_as_one_peer_misses_it() -> None:
     lead = conductor()
     all_done(lead, 5.0)
+    assert lead.on_lost(peer("dan"), 6.0) == []
+    attempt = started(failed(lead, "bob", 6.0, "dan"))
+    assert attempt.contributors == peers("ada", "bob", "cyd")
+    assert [share.peer for share in attempt.former] == [peer("dan")]
+    assert attempt.plan.sites == all_done(conductor(), 5.0).plan.sites
+
+
+def test_who_is_lost_after_everyone_had_its_chunks_is_averaged_in() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    assert lead.on_lost(peer("dan"), 6.0) == []
     for name in ("ada", "bob", "cyd"):
-        failed(lead, name, 6.0, blocked="dan")
-    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
-
-
-def test_who_was_blocked_by_another_and_says_so_is_not_at_fault() -> None:
-    """bob misses dan's part, so nobody gets bob's slice."""
-    lead = conductor()
-    all_done(lead, 5.0)
-    failed(lead, "bob", 6.0, "dan")
-    failed(lead, "ada", 6.0, "dan", blocked="bob")
-    failed(lead, "cyd", 6.0, "dan", blocked="bob")
-    assert started(failed(lead, "dan", 6.0, "bob")).contributors == peers("ada", "bob", "cyd")
+        assert voted(lead, name, 6.5) == []
+    assert lead.attempt is not None and peer("dan") in lead.attempt.contributors
 
 
 def test_joiners_and_strangers_accuse_nobody() -> None:
@@ -267,10 +260,10 @@ def test_joiners_and_strangers_accuse_nobody() -> None:
 
 def test_words_about_another_attempt_are_passed_over() -> None:
     lead = conductor()
-    assert lead.on_failed(peer("ada"), 0, [peer("bob")], [], 1.0) == []
+    assert lead.on_failed(peer("ada"), 0, [peer("bob")], 1.0) == []
     assert lead.on_voted(peer("ada"), Voted(number=0, result=SAME), 1.0) == []
     all_done(lead, 5.0)
-    assert lead.on_failed(peer("ada"), 1, [peer("bob")], [], 6.0) == []
+    assert lead.on_failed(peer("ada"), 1, [peer("bob")], 6.0) == []
     assert lead.on_voted(peer("ada"), Voted(number=7, result=SAME), 6.0) == []
     assert lead.pairs == set() and lead.votes == {}
 
@@ -358,7 +351,7 @@ def test_whatever_happens_attempts_hold_live_members_with_their_own_slots(
                 lead.on_back(peer(name))
                 orders = []
             case "failed":
-                orders = lead.on_failed(peer(name), number, [peer(other)], [peer(other)], now)
+                orders = lead.on_failed(peer(name), number, [peer(other)], now)
             case "voted":
                 orders = lead.on_voted(peer(name), Voted(number=number, result=SAME), now)
             case _:

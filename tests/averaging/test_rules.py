@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import msgspec
 import pytest
 
+from tests.averaging.forest import sited
 from tests.averaging.makers import empty_chain, grow, peer, peers, plan_after, result_after, shares
 from zoonet.averaging.chain import Chain, coordinators
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.leases import lease, most_slots
 from zoonet.averaging.messages import MAX_RANGES, Attempt, Ready, Round, Share
+from zoonet.averaging.plan import repair
 from zoonet.averaging.rules import check_attempt, check_plan, follows
 from zoonet.crypto import PeerId
 from zoonet.errors import ProtocolViolation
@@ -19,6 +21,7 @@ from zoonet.ranges import Ranges
 
 THREE = ("ada", "bob", "cyd")
 CONFIG = RoundsConfig(inner_steps=4)
+SIZE, ROOT = 1000, b"r" * 32
 LEASES: Mapping[str, Ranges] = {
     "ada": ((6, 10),),
     "bob": ((10, 14),),
@@ -157,13 +160,44 @@ def attempt(slots: Mapping[str, Ranges] = LEASES, number: int = 0, **fields: obj
             parent=made.parent,
             number=number,
             contributions=shares(slots),
+            roots=(ROOT,) * len(slots),
+            plan=sited(SIZE, tuple(LEASES), idle=set(LEASES) - set(slots)),
         ),
         **fields,
     )
 
 
-def check(made: Attempt, *, carried: Ranges = LEASES["bob"], last: int = -1) -> None:
-    check_attempt(made, plan(), peer("ada"), mine=Share(peer("bob"), carried), last=last)
+def check(
+    made: Attempt,
+    *,
+    carried: Ranges = LEASES["bob"],
+    root: bytes = ROOT,
+    before: Attempt | None = None,
+) -> None:
+    check_attempt(
+        made,
+        plan(),
+        peer("ada"),
+        before=before,
+        mine=Share(peer("bob"), carried),
+        root=root,
+        num_parameters=SIZE,
+    )
+
+
+def after(first: Attempt, *names: str, **fields: object) -> Attempt:
+    """The attempt after one, in which only these still contribute."""
+    gone = [share for share in first.contributions if share.peer not in peers(*names)]
+    contributions = tuple(share for share in first.contributions if share not in gone)
+    made = msgspec.structs.replace(
+        first,
+        number=first.number + 1,
+        contributions=contributions,
+        roots=first.roots[: len(contributions)],
+        plan=repair(first.plan, {share.peer for share in gone}, peers(*names)),
+        former=tuple(gone),
+    )
+    return msgspec.structs.replace(made, **fields)
 
 
 def not_followed(made: Attempt, why: str, **given: object) -> None:
@@ -175,7 +209,7 @@ def not_followed(made: Attempt, why: str, **given: object) -> None:
 def test_an_attempt_of_members_with_what_they_were_leased_is_followed() -> None:
     check(attempt())
     check(attempt({"ada": ((6, 7),), "cyd": ((15, 17),)}))
-    check(attempt(number=3), last=2)
+    check(after(attempt(), "ada", "cyd"), before=attempt())
 
 
 @pytest.mark.parametrize(
@@ -186,8 +220,8 @@ def test_an_attempt_of_another_round_is_not_followed(fields: dict[str, object]) 
 
 
 def test_attempts_go_up_and_come_to_an_end() -> None:
-    not_followed(attempt(number=2), "an attempt 2 after 2", last=2)
-    not_followed(attempt(number=1), "an attempt 1 after 2", last=2)
+    not_followed(attempt(number=2), "an attempt 2 after 2", before=attempt(number=2))
+    not_followed(attempt(number=1), "an attempt 1 after 2", before=attempt(number=2))
     not_followed(attempt(number=10**9), "an attempt 1000000000")
 
 
@@ -204,8 +238,30 @@ def test_contributions_are_of_leased_slots() -> None:
 
 
 def test_nobody_contributes_other_slots_in_my_name_than_i_reported() -> None:
-    not_followed(attempt(), "other slots than were reported", carried=((10, 12),))
+    not_followed(attempt(), "other work than was reported", carried=((10, 12),))
+    not_followed(attempt(), "other work than was reported", root=b"o" * 32)
     check(attempt({"ada": ((6, 10),)}), carried=((10, 12),))
+
+
+def test_an_attempt_after_another_only_leaves_somebody_out() -> None:
+    first = attempt({"ada": LEASES["ada"], "bob": LEASES["bob"]})
+    check(after(first, "bob"), before=first)
+    not_followed(attempt(number=1), "more than the one before", before=first)
+    not_followed(after(first, "bob", former=()), "forgets who was left out", before=first)
+    other = (b"o" * 32,)
+    not_followed(after(first, "ada", roots=other), "more than the one before", before=first)
+    elsewhere = sited(SIZE, ("bob",), ("ada", "cyd"), idle=("ada", "cyd"))
+    not_followed(after(first, "bob", plan=elsewhere), "to other sites", before=first)
+    twice = after(first, "bob", former=first.contributions)
+    not_followed(twice, "that was left out", before=first)
+
+
+def test_an_attempt_carries_every_chunk_and_every_commitment() -> None:
+    not_followed(attempt(roots=()), "without commitments")
+    not_followed(attempt(plan=sited(SIZE, ("ada", "bob"))), "among others than the round's")
+    short = attempt().plan
+    short = msgspec.structs.replace(short, trees=short.trees[:-1])
+    not_followed(attempt(plan=short), "chunks")
 
 
 # --- results ------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from zoonet.testing import MemorySwarm
 from zoonet.training.inline import InlineTrainer
 from zoonet.training.models import initial_parameters
 from zoonet.training.tokenizers import make_tokenizer
+from zoonet.transport import StreamLanes
 
 TEXT = "to be, or not to be, that is the question: whether it is nobler in the mind to suffer\n"
 
@@ -60,6 +61,7 @@ class Story:
             identity=identity,
             clock=self.memory.clock,
             transport=transport,
+            lanes=StreamLanes(transport),
             records=records,
             exchange=exchange,
             catalog=catalog,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -26,10 +26,13 @@ from zoonet.errors import ProtocolViolation, RoundFailed, ZoonetError
 from zoonet.exact import Vector
 from zoonet.transport import Lanes
 
+INLINE_BYTES: Final = 1024 * 1024  # arithmetic on less than this stays on the event loop
 TICK_S: Final = 0.1
 ALIVE_S: Final = 0.25  # how often who waits for others says so
 BROKEN_S: Final = 0.15  # for a peer whose lane has ended to come back on another one
 NUM_KEPT_KEYS: Final = 64  # of rounds that are over, whose late chunks are no offence
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +109,9 @@ class TreeAllReduce:
 
     async def commit(self, contribution_P: Vector) -> bytes:
         """See `Averager.commit`."""
-        self._payload = payload = await asyncio.to_thread(make_payload, contribution_P)
+        self._payload = payload = await _compute(
+            contribution_P.nbytes, lambda: make_payload(contribution_P)
+        )
         return payload.root
 
     # --- one attempt --------------------------------------------------------------------------
@@ -119,11 +124,11 @@ class TreeAllReduce:
         for peer in sorted(reduction.partners_in(attempt)):
             if self._outlets.expect(peer):
                 self._spawn(self._outlets.open(peer))
-        await asyncio.to_thread(reduction.adopt, attempt)
+        await _compute(4 * self._num_parameters, lambda: reduction.adopt(attempt))
         await self._finished(reduction, began)
         self._lateness.succeed()
         mean_P = reduction.assembled()
-        slices = await asyncio.to_thread(reduction.slice_digests, mean_P)
+        slices = await _compute(mean_P.nbytes, lambda: reduction.slice_digests(mean_P))
         return Mean(mean_P, slices)
 
     def _reduction_of(self, attempt: Attempt) -> Reduction:
@@ -248,6 +253,13 @@ class TreeAllReduce:
         if reduction is not None:
             reduction.forget(peer_id)
         self._note_broken(peer_id, str(error))
+
+
+async def _compute(num_bytes: int, function: Callable[[], T]) -> T:
+    """Run arithmetic, in a thread where there is much of it."""
+    if num_bytes < INLINE_BYTES:
+        return function()
+    return await asyncio.to_thread(function)
 
 
 def _parse(peer_id: PeerId, header: bytes) -> Header:

@@ -181,6 +181,7 @@ class Reduction:
     def assembled(self) -> Vector:
         """Return the mean (P,). It stays as it is until the buffer is used for another round."""
         with self._lock:
+            self._spare.clear()
             if not self._spilled:
                 return self._mean_P
             # Something that has been given up may still write into mean_P.
