@@ -89,7 +89,7 @@ class TreeAllReduce:
         self._mean_P: Vector | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         """Begin to accept chunks."""
@@ -98,9 +98,10 @@ class TreeAllReduce:
     async def close(self) -> None:
         """Stop, and end all lanes."""
         await self._lanes.unserve(self._channel)
-        for task in self._opening:
+        self._reduction = None
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._opening, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._outlets.close()
 
     def paths(self) -> dict[PeerId, str]:
@@ -151,6 +152,7 @@ class TreeAllReduce:
         with self._lock:
             self._broken.clear()
         self._reduction = reduction
+        self._spawn(self._say_alive(reduction))
         return reduction
 
     def _contributes(self, attempt: Attempt) -> bool:
@@ -164,25 +166,26 @@ class TreeAllReduce:
             self._mean_P = np.frombuffer(raw, np.float32)
         return self._mean_P
 
-    def _spawn(self, opening: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(opening, name="lane")
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="all-reduce")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _say_alive(self, reduction: Reduction) -> None:
+        """Tell those who wait for this peer that it waits for others itself."""
+        while not reduction.is_complete and self._reduction is reduction:
+            await asyncio.sleep(ALIVE_S)
+            header = reduction.alive()
+            for peer in reduction.partners_in(reduction.attempt):
+                self._outlets.post(peer, header, b"")
 
     async def _finished(self, reduction: Reduction, began: float) -> None:
-        """Wait until the mean is here, saying meanwhile that this peer is. Raises AttemptFailed."""
-        told = began
-        while not reduction.is_complete:
-            self._raise_if_missing(reduction, began)
-            now = self._loop.time()
-            if now - told >= ALIVE_S:
-                told = now
-                header = reduction.alive()
-                for peer in reduction.partners_in(reduction.attempt):
-                    self._outlets.post(peer, header, b"")
+        """Wait until the mean is here. Raises AttemptFailed."""
+        while True:
             self._changed.clear()
-            if reduction.is_complete or reduction.refused:
-                continue
+            if reduction.is_complete:
+                return
+            self._raise_if_missing(reduction, began)
             try:
                 async with asyncio.timeout(TICK_S):
                     await self._changed.wait()
@@ -199,7 +202,8 @@ class TreeAllReduce:
         refused = reduction.refused & contributors
         silences = {peer: min(now - began, self._lanes.silent_s(peer)) for peer in owing}
         silent = self._lateness.silent(silences)
-        late = self._lateness.late(awaited, now - began)
+        begun = [one for one in awaited if silences.get(one.peer, 0.0) < now - began]
+        late = self._lateness.late(begun, now - began)
         missing = (refused | (broken & owing) | silent | late) & contributors
         if missing:
             why = [

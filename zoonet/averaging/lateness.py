@@ -50,6 +50,10 @@ class Lateness:
             if not behind or 2 * len(behind) > len(group):
                 continue
             half_s = self._half_after_s.setdefault(is_mean, elapsed_s)
-            if elapsed_s > PATIENCE * half_s + SPARE_S:
-                late |= behind
+            limit_s = PATIENCE * half_s + SPARE_S
+            for one in group:
+                # Who waits for others is given the time in which somebody names the culprit.
+                spare_s = 2 * self._gaps.timeout_s if one.is_waiting else 0.0
+                if one.peer in behind and elapsed_s > limit_s + spare_s:
+                    late.add(one.peer)
         return late

@@ -89,6 +89,7 @@ class Awaited:
     num_come: int
     num_all: int
     is_mean: bool  # chunks of the mean, rather than ones to add up
+    is_waiting: bool  # it says that it waits for others itself
 
 
 class Reduction:
@@ -128,6 +129,7 @@ class Reduction:
             for share, root in zip(attempt.contributions, attempt.roots, strict=True)
         }
         self._commitments: dict[int, bytes] = {}
+        self._waiting: set[int] = set()  # who has sent all it can for now
         self._landing: dict[tuple[int, Kind, int], memoryview] = {}
         self._scratch = memoryview(bytearray(4 * chunk_values(mean_P.size)))
         self._chunks: list[_Chunk] = []
@@ -216,7 +218,13 @@ class Reduction:
                 if chunk.role.parent is not None:
                     down.setdefault(chunk.role.parent, []).append(has_mean)
         return [
-            Awaited(self.peers[sender], sum(come), len(come), is_mean=tallies is down)
+            Awaited(
+                self.peers[sender],
+                sum(come),
+                len(come),
+                is_mean=tallies is down,
+                is_waiting=sender in self._waiting,
+            )
             for tallies in (up, down)
             for sender, come in sorted(tallies.items())
         ]
@@ -252,7 +260,9 @@ class Reduction:
                 return None
             if header.kind == Kind.ALIVE:
                 self._require(peer_id, num_bytes, 0)
+                self._waiting.add(sender)
                 return self._scratch[:0]
+            self._waiting.discard(sender)
             if header.kind == Kind.COMMITMENT:
                 self._require(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
                 return self._land(sender, header, np.empty(num_bytes // 4, np.float32))
