@@ -192,7 +192,7 @@ class Conductor:
             return self._after_all_votes(attempt, now)
         if self.first_report is not None:
             everyone_told = live <= self.told | self.votes.keys()
-            is_plain = bool(self.told) and all(pair & self.lost for pair in self.pairs)
+            is_plain = bool(self.told and self.pairs) and all(pair & self.lost for pair in self.pairs)
             if everyone_told or is_plain or now - self.first_report > self.patience.report_s:
                 return self._next_attempt(now)
         return self._without_the_mute(live, now)

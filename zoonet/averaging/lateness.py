@@ -10,7 +10,7 @@ from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 
 PATIENCE: Final = 4.0  # how many times as long as half of the others one may take
-SPARE_S: Final = 1.0  # and this much longer: a machine's own hiccups
+SPARE_S: Final = 5.0  # and this much longer: a slow link is no reason to work for nothing
 
 
 class Lateness:

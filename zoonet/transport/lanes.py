@@ -14,10 +14,10 @@ from typing import Final, Literal, Protocol
 
 from zoonet.crypto import PeerId
 from zoonet.errors import ZoonetError
-from zoonet.transport.streams import Buffer
+from zoonet.transport.streams import MAX_FRAME_BYTES, Buffer
 
 MAX_HEADER_BYTES: Final = 1024
-MAX_PAYLOAD_BYTES: Final = 4 * 1024 * 1024
+MAX_PAYLOAD_BYTES: Final = MAX_FRAME_BYTES - 4096  # so that a message fits into one frame
 
 Path = Literal["shm", "direct", "stream", "relayed"]
 

@@ -1,7 +1,7 @@
 """Lanes over ordinary streams: through relays where need be, and in tests in virtual time.
 
-Each message is two frames: the payload's length (4 bytes, big-endian) with the header, and the
-payload. All of it runs on the event loop.
+Each message is one frame: the header's length (2 bytes, big-endian), the header, the payload. All
+of it runs on the event loop.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from zoonet.transport.lanes import (
 )
 from zoonet.transport.streams import Buffer, Stream, Transport
 
-LENGTH_BYTES: Final = 4
+LENGTH_BYTES: Final = 2
 PATIENCE_S: Final = 8.0  # for a sink to say where a payload goes
 ASK_AGAIN_S: Final = 0.02
 OPEN_S: Final = 15.0
-STALL_S: Final = 15.0  # for the other side to take one message
+STALL_S: Final = 15.0  # for the other side to take a message
 CLOSE_S: Final = 2.0
 
 
@@ -98,9 +98,8 @@ class StreamLane:
     async def _send(self, header: bytes, payload: Buffer) -> None:
         try:
             async with asyncio.timeout(STALL_S):
-                await self._stream.send(len(payload).to_bytes(LENGTH_BYTES, "big") + header)
-                if len(payload):
-                    await self._stream.send(payload)
+                length = len(header).to_bytes(LENGTH_BYTES, "big")
+                await self._stream.send(b"".join((length, header, payload)))
         except TimeoutError as error:
             raise PeerTimeout(f"peer={short(self.peer_id)} takes no bytes") from error
 
@@ -171,21 +170,13 @@ def protocol_of(channel: str) -> str:
 async def receive_message(stream: Stream, sink: Sink) -> None:
     """Receive one message into the sink. Raises TransportError or ProtocolViolation."""
     peer = stream.peer_id
-    frame = await stream.receive(LENGTH_BYTES + MAX_HEADER_BYTES)
-    num_bytes = int.from_bytes(frame[:LENGTH_BYTES], "big")
-    header = bytes(frame[LENGTH_BYTES:])
-    if num_bytes > MAX_PAYLOAD_BYTES:
-        raise ProtocolViolation(peer, f"a payload of {num_bytes} bytes")
-    target = await _admitted(peer, sink, header, num_bytes)
-    if num_bytes:
-        try:
-            async with asyncio.timeout(STALL_S):
-                payload = await stream.receive(num_bytes)
-        except TimeoutError as error:
-            raise PeerTimeout(f"peer={short(peer)} stalled in a payload") from error
-        if len(payload) != num_bytes:
-            raise ProtocolViolation(peer, f"a payload of {len(payload)} bytes, not {num_bytes}")
-        target[:] = payload
+    frame = memoryview(await stream.receive(LENGTH_BYTES + MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES))
+    start = LENGTH_BYTES + int.from_bytes(frame[:LENGTH_BYTES], "big")
+    header, payload = bytes(frame[LENGTH_BYTES:start]), frame[start:]
+    if start > min(len(frame), LENGTH_BYTES + MAX_HEADER_BYTES) or len(payload) > MAX_PAYLOAD_BYTES:
+        raise ProtocolViolation(peer, f"a message of {len(frame)} bytes that is none")
+    target = await _admitted(peer, sink, header, len(payload))
+    target[:] = payload
     sink.arrived(peer, header)
 
 
