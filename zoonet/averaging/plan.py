@@ -13,11 +13,13 @@ P = flat parameters
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from zoonet.averaging.apportion import HandOut, Runs, aligned
 from zoonet.crypto import PeerId
 from zoonet.errors import ProtocolViolation
 from zoonet.records.kinds import Natural
@@ -27,6 +29,7 @@ MIN_CHUNK_VALUES: Final = 16 * 1024  # 64 KiB of fp32
 MAX_CHUNK_VALUES: Final = 256 * 1024  # 1 MiB of fp32
 CHUNK_STEP: Final = 4096  # chunks are multiples of this, which is what codecs work on
 GOOD_NUM_CHUNKS: Final = 256  # enough to share out evenly and to keep pipes full
+FEWEST_CHUNKS: Final = 16  # of a small vector, so that several peers share the work
 MAX_TREES: Final = 1024
 
 Peer = Annotated[str, Meta(max_length=64)]
@@ -63,6 +66,8 @@ class Plan(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 
 def chunk_values(num_values: int) -> int:
     """How many values a chunk has, of a vector of so many. The last chunk may have fewer."""
+    if num_values <= FEWEST_CHUNKS * MIN_CHUNK_VALUES:
+        return max(1, -(-num_values // FEWEST_CHUNKS))
     even = -(-num_values // GOOD_NUM_CHUNKS)
     stepped = -(-even // CHUNK_STEP) * CHUNK_STEP
     return min(MAX_CHUNK_VALUES, max(MIN_CHUNK_VALUES, stepped))
@@ -147,14 +152,84 @@ def _check_tree(plan: Plan, tree: Tree, contributors: Collection[str], teller: s
         raise ProtocolViolation(teller, "a tree with a root that contributes nothing")
 
 
-def repair(plan: Plan, lost: Collection[str]) -> Plan:
-    """Give the roles of lost peers to their standbys: who is next in the site, in order.
+def repair(plan: Plan, lost: Collection[str], contributors: Collection[str]) -> Plan:
+    """Give the roles of lost peers to others of their site; the rest of the plan stands.
 
-    Peers keep their indices, and trees of which nobody is lost stay as they are, so whatever is
-    under way in them goes on. Where a site has nobody left who contributes, the next site's owner
-    becomes the root.
+    `lost` is everyone lost so far, `contributors` is who is left to average; others only receive.
+    The chunks of a lost owner are dealt to its site's contributors in proportion to what these
+    own already: a lost slice becomes a small extra for everybody, not a standby's double load.
+    In a site with nobody left but followers, they fan out. If it is the root's, other sites' owners
+    become roots. Trees are cut where need be; those in which nobody is missing stay equal, and
+    peers keep their indices. In integers only, so that every member can repeat it.
+
+    Raises ValueError where nobody is left to average.
     """
-    raise NotImplementedError
+    gone = members_by_index(plan, lost)
+    active = members_by_index(plan, contributors) - gone
+    if not active:
+        raise ValueError("a plan without anybody who contributes")
+    vacancies = _Vacancies(plan, gone, active)
+    filled = [vacancies.filled(tree) for tree in plan.trees]
+    trees = _cut(plan.trees, filled)
+    if len(trees) > MAX_TREES:  # then whole trees change hands
+        whole = [
+            [[(tree.stop, runs[0][1])] for runs in columns]
+            for tree, columns in zip(plan.trees, filled, strict=True)
+        ]
+        trees = _cut(plan.trees, whole)
+    return Plan(plan.peers, plan.sites, trees)
+
+
+class _Vacancies:
+    """The roles that lost peers held, and who takes over which of their chunks."""
+
+    def __init__(self, plan: Plan, gone: frozenset[int], active: frozenset[int]) -> None:
+        self._heirs = [_heirs(site, gone, active) for site in plan.sites]
+        # sites that can have a root
+        self._able = [at for at, heirs in enumerate(self._heirs) if active.intersection(heirs)]
+        owned: Counter[int] = Counter()
+        rooted: Counter[int] = Counter()
+        ownerless: Counter[int] = Counter()
+        for tree in plan.trees:
+            num_chunks = tree.stop - tree.first
+            rooted[tree.root_site] += num_chunks
+            for site, owner in enumerate(tree.owners):
+                owned[owner] += num_chunks
+                ownerless[site] += num_chunks if self._lacks_owner(tree, site) else 0
+        self._owners = [
+            HandOut(heirs, [owned[peer] for peer in heirs], ownerless[site])
+            for site, heirs in enumerate(self._heirs)
+        ]
+        num_rootless = sum(num for site, num in rooted.items() if site not in self._able)
+        self._root_sites = HandOut(self._able, [rooted[at] for at in self._able], num_rootless)
+
+    def _lacks_owner(self, tree: Tree, site: int) -> bool:
+        return bool(self._heirs[site]) and tree.owners[site] not in self._heirs[site]
+
+    def filled(self, tree: Tree) -> list[Runs]:
+        """For each site its owners of the tree's chunks, and last the sites of their roots."""
+        columns = [
+            self._owners[site].take(tree.first, tree.stop)
+            if self._lacks_owner(tree, site)
+            else [(tree.stop, owner)]
+            for site, owner in enumerate(tree.owners)
+        ]
+        if tree.root_site in self._able:
+            return [*columns, [(tree.stop, tree.root_site)]]
+        return [*columns, self._root_sites.take(tree.first, tree.stop)]
+
+
+def _heirs(site: Indices, gone: frozenset[int], active: frozenset[int]) -> list[int]:
+    """Who can own chunks in a site: its contributors, else its followers, else nobody."""
+    return sorted(active.intersection(site)) or sorted(set(site) - gone)
+
+
+def _cut(trees: Sequence[Tree], filled: Sequence[Sequence[Runs]]) -> tuple[Tree, ...]:
+    return tuple(
+        Tree(first, stop, who[-1], who[:-1])
+        for tree, columns in zip(trees, filled, strict=True)
+        for first, stop, who in aligned(tree.first, columns)
+    )
 
 
 def members_by_index(plan: Plan, peers: Collection[str]) -> frozenset[int]:
