@@ -47,7 +47,7 @@ class Figures:
 class DelayLine:
     """Joins TUN devices. `delays_s[a][b]` is how long packets from site a to site b take."""
 
-    def __init__(self, devices: list[int], delays_s: list[list[float]], mtu_bytes: int) ->asked: bytes:
+    def __init__(self, devices: list[int], delays_s: list[list[float]], mtu_bytes: int) -> None:
         self._devices = devices
         # A packet waits half a tick to be fetched and half a tick to be handed out, on average.
         self._delays_s = [[max(0.0, delay_s - TICK_S) for delay_s in row] for row in delays_s]
@@ -72,7 +72,7 @@ class DelayLine:
     def _until_next_s(self) -> float:
         return max(0.0, self._waiting[0][0] - time.monotonic())
 
-    def _answer(self, asked: bytes | None) -> bool:
+    def _answer(self, asked: bytes) -> bool:
         """Print the figures and begin new ones; False where nobody will ask again."""
         if not asked:
             return False
