@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from peers import runtime
+from peers import plan_command, runtime
 from zoonet import __version__
 from zoonet.errors import ConfigError, ZoonetError
 
@@ -429,6 +429,9 @@ def doctor(
 
     home = _start(options, verbosity=-1)
     checks.main(home, join=join, listen=listen, as_json=as_json)
+
+
+cli.command("plan", cls=Command)(plan_command.plan)
 
 
 def _start(options: dict[str, Any], *, verbosity: int = 0) -> runtime.Home:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 
@@ -179,6 +180,22 @@ def test_no_other_split_of_whole_chunks_over_two_roots_is_faster() -> None:
             assert predicted_s(plan, peers, links, PAYLOAD) >= best * 0.985
 
 
+@given(st.data())
+@settings(max_examples=30)
+def test_no_random_forest_is_faster(data: st.DataObject) -> None:
+    rates = st.floats(1e6, 20e6)
+    peers, links = swarm(2, 1, 2, up={site: data.draw(rates) for site in range(3)})
+    best = predict(planned((peers, links)), peers, links, PAYLOAD).busy_s
+    sites, num = ((0, 1), (2,), (3, 4)), num_chunks(VALUES)
+    cuts = sorted(data.draw(st.sets(st.integers(1, num - 1), min_size=1, max_size=8)) | {0, num})
+    trees = []
+    for first, stop in itertools.pairwise(cuts):
+        owners = tuple(data.draw(st.sampled_from(site)) for site in sites)
+        trees.append(Tree(first, stop, data.draw(st.integers(0, 2)), owners))
+    other = Plan(tuple(peers), sites, tuple(trees))
+    assert predict(other, peers, links, PAYLOAD).busy_s >= 0.97 * best
+
+
 def test_a_peer_that_promises_the_world_does_not_get_it_all() -> None:
     peers, links = swarm(1, 1, 1, 1)
     links[peers[0]] = PeerLinks(up_bytes_per_s=1e30, down_bytes_per_s=float("inf"))
@@ -269,6 +286,15 @@ def test_the_prediction_is_the_busiest_line_and_a_round_trip() -> None:
     chunk_s = 2 * 4 * 64 * 1024 / (25 * MBIT)
     assert forecast.latency_s == pytest.approx(0.05 + chunk_s)
     assert forecast.wan_bytes == 2 * 4 * VALUES
+
+
+def test_where_peers_share_a_line_only_their_sum_counts() -> None:
+    peers, links = swarm(2, 2)
+    plan = Plan(tuple(peers), ((0, 1), (2, 3)), (Tree(0, num_chunks(VALUES), 0, (0, 2)),))
+    apart = predict(plan, peers, links, PAYLOAD)
+    shared = predict(plan, peers, links, PAYLOAD, shares_lines=True)
+    assert shared.busy_s == pytest.approx(apart.busy_s / 2)
+    assert shared.link_bytes == 4 * VALUES
 
 
 def test_a_codec_across_sites_saves_time_in_proportion() -> None:

@@ -36,6 +36,7 @@ def test_the_commands_are_those_announced() -> None:
         "key",
         "peer",
         "peers",
+        "plan",
         "result",
         "submit",
         "watch",

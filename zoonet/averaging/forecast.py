@@ -147,37 +147,67 @@ def predict(
     *,
     sites: Sequence[Indices] | None = None,
     wan_rtt_s: float = WAN_RTT_S,
+    shares_lines: bool = False,
 ) -> Forecast:
     """Predict a plan's time over these links. `sites` as in `loads`.
 
-    Raises ValueError for a plan without peers.
+    With `shares_lines` a site's peers have one line together, of which each one's rate is its
+    part: then who sends less leaves more to the others. Raises ValueError for a plan without peers.
     """
     if not plan.peers:
         raise ValueError("a plan without peers takes no time")
-    peers = [PeerId(peer) for peer in plan.peers]
-    rates = resolve(peers, links)
+    rates = resolve([PeerId(peer) for peer in plan.peers], links)
     carried = loads(plan, contributors, payload, sites=sites)
-    at, link = max(
-        ((at, link) for at in range(len(peers)) for link in carried[at].by_kind()),
-        key=lambda one: carried[one[0]].by_kind()[one[1]] / _rate(rates[one[0]], one[1]),
-    )
+    works = [
+        _Work(at, kind, num_bytes, _rate(rates[at], kind))
+        for at, load in enumerate(carried)
+        for kind, num_bytes in load.by_kind().items()
+    ]
+    if shares_lines:
+        works = _by_line(works, sites or plan.sites, members_by_index(plan, contributors))
+    slowest = max(works, key=lambda work: work.num_bytes / work.bytes_per_s)
     across = sum(load.wan_up for load in carried)
-    rate = _rate(rates[at], link)
-    is_wan = link.startswith("wan")
+    is_wan = slowest.kind.startswith("wan")
     value_bytes = payload.wan_bytes_per_value if is_wan else payload.lan_bytes_per_value
     chunk_bytes = value_bytes * min(payload.num_values, chunk_values(payload.num_values))
+    filling_s = 2 * chunk_bytes / _rate(rates[slowest.peer], slowest.kind)
     return Forecast(
-        peer=peers[at],
-        link=link,
-        link_bytes=carried[at].by_kind()[link],
-        link_bytes_per_s=rate,
-        latency_s=(wan_rtt_s if across else LAN_RTT_S) + 2 * chunk_bytes / rate,
+        peer=PeerId(plan.peers[slowest.peer]),
+        link=slowest.kind,
+        link_bytes=slowest.num_bytes,
+        link_bytes_per_s=slowest.bytes_per_s,
+        latency_s=(wan_rtt_s if across else LAN_RTT_S) + filling_s,
         wan_bytes=across,
     )
 
 
-def _rate(rates: Rates, link: LinkKind) -> float:
-    match link:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one link has to carry."""
+
+    peer: int
+    kind: LinkKind
+    num_bytes: float
+    bytes_per_s: float
+
+
+def _by_line(
+    works: Sequence[_Work], sites: Sequence[Indices], active: frozenset[int]
+) -> list[_Work]:
+    """The same with one line for each site; its rate is that of those who contribute, or of all."""
+    joined = [work for work in works if work.kind.startswith("lan")]
+    kinds: tuple[LinkKind, LinkKind] = ("wan up", "wan down")
+    for site in sites:
+        senders = active.intersection(site) or frozenset(site)
+        for kind in kinds:
+            parts = [work for work in works if work.kind == kind and work.peer in site]
+            rate = sum(work.bytes_per_s for work in parts if work.peer in senders)
+            joined.append(_Work(min(senders), kind, sum(work.num_bytes for work in parts), rate))
+    return joined
+
+
+def _rate(rates: Rates, kind: LinkKind) -> float:
+    match kind:
         case "wan up":
             return rates.up
         case "wan down":
