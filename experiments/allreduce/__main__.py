@@ -41,7 +41,7 @@ async def measure_size(
     """All runs with so many peers. Everyone's processes are up at once, and idle but for one's."""
     folder = folder / str(num_peers)
     folder.mkdir()
-    rules = Rules(is_smoke=options.smoke)
+    rules = Rules(options.smoke, options.others_cores)
     num_values = int(options.size_mib * MIB) // 4
     async with AsyncExitStack() as stack:
         bed = await stack.enter_async_context(Loopback.open(num_peers))

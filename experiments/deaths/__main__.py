@@ -26,7 +26,7 @@ from experiments.deaths.faults import FAULTS, GOAL_S, ROLES, Fault, Role
 from experiments.testbed import command, kernel, measuring, results
 from experiments.testbed.bed import Bed
 from experiments.testbed.layout import Layout, Link
-from experiments.testbed.machine_load import MAX_OTHERS_CORES, Moment
+from experiments.testbed.machine_load import Moment
 from experiments.testbed.measuring import Rules, Run, Spread, middle, spread
 from experiments.testbed.nursery import Nursery
 from experiments.testbed.results import Bars, Goal
@@ -70,7 +70,7 @@ class Session:
         self._nursery = nursery
         self._options = options
         self._folder = folder
-        self._rules = Rules(is_smoke=options.smoke)
+        self._rules = Rules(options.smoke, options.others_cores)
 
     @asynccontextmanager
     async def _troupe(self, role: Role) -> AsyncIterator[Troupe]:
@@ -118,7 +118,7 @@ class Session:
         disturbed = await troupe.finish(prepared, began, survivors)
         others_cores = Moment.now().others_cores_since(before)
         faults.undo(fault, self.bed, troupe, victim)
-        if others_cores > MAX_OTHERS_CORES and not self._options.smoke:
+        if others_cores > self._options.others_cores and not self._options.smoke:
             why_not = why_not or f"busy machine: others used {others_cores:.2f} cores"
         return Run(
             case=case_of(fault, role),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from experiments.testbed.kernel import BedUnavailable
+from experiments.testbed.machine_load import MAX_OTHERS_CORES
 from peers import runtime
 
 T = TypeVar("T")
@@ -27,6 +28,12 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=5, help="runs that count (default 5)")
     made.add_argument(
         "--smoke", action="store_true", help="see in seconds whether it works; no figures"
+    )
+    made.add_argument(
+        "--others-cores",
+        type=float,
+        default=MAX_OTHERS_CORES,
+        help="runs do not count while other programs use more (default %(default)s cores)",
     )
     made.add_argument("--contenders", default="", help="only these, by comma")
     made.add_argument("--out", type=Path, help="the JSON (default in experiments/results)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import statistics
+import struct
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,7 @@ BURST_S: Final = 0.25  # how long a probe of the rate fills the link
 RTT_TOLERANCE: Final = 0.06
 RATE_TOLERANCE: Final = 0.03
 _UDP_HEADER_BYTES: Final = 28  # with IP's
+_SO_TIMESTAMPNS: Final = 35  # Linux: the kernel notes when a packet has come
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,21 @@ def _rate(here: socket.socket, there: socket.socket, bed: Bed) -> float:
     num_packets = max(40, min(num_packets, bed.link.queue_bytes // bed.link.mtu_bytes - 4))
     for _ in range(num_packets):
         here.sendto(packet, there.getsockname())
+    there.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     arrivals: list[float] = []
     try:
         while len(arrivals) < num_packets:
-            there.recv(len(packet))
-            arrivals.append(time.perf_counter())
+            arrivals.append(_arrival(there))
     except TimeoutError:
         pass  # some were lost: the rate of the others still tells
     steady = [at for at in arrivals if at > arrivals[0] + allowance_s] if arrivals else []
     if len(steady) < 10:
         return 0.0
     return (len(steady) - 1) * 8 * bed.link.mtu_bytes / (steady[-1] - steady[0])
+
+
+def _arrival(there: socket.socket) -> float:
+    """Take one packet; return when the kernel got it, whenever this process looked."""
+    _, notes, _, _ = there.recvmsg(2048, 64)
+    seconds, nanoseconds = struct.unpack("@qq", notes[0][2])
+    return float(seconds) + nanoseconds / 1e9

@@ -37,7 +37,7 @@ async def measure_layout(
     folder.mkdir()
     layout = Layout.parse(text)
     link = link_of(options)
-    rules = Rules(is_smoke=options.smoke)
+    rules = Rules(options.smoke, options.others_cores)
     num_values = payload_bytes(options) // 4
     async with (
         Bed.open(layout, link) as bed,

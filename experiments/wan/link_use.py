@@ -47,7 +47,7 @@ async def measure_size(
     """All runs of one payload, between two sites of one peer."""
     folder = folder / f"use-{size_mib:g}"
     folder.mkdir()
-    rules = Rules(is_smoke=options.smoke)
+    rules = Rules(options.smoke, options.others_cores)
     async with AsyncExitStack() as stack:
         bed = await stack.enter_async_context(Bed.open(Layout((1, 1)), link_of(options)))
         troupes: dict[str, Troupe] = {}
