@@ -32,7 +32,10 @@ def list_peers(home: runtime.Home, join: Sequence[str], *, as_json: bool) -> Non
 
     async def look() -> None:
         async with _visit(home, join) as network:
-            rows = [peer_row(record) for record in await network.peers()]
+            paths = await network.paths()
+            rows = [
+                peer_row(record, paths.get(record.author, "")) for record in await network.peers()
+            ]
         _print(rows, as_json, lambda: peer_table(rows))
 
     runtime.run(look())

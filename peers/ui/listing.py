@@ -17,14 +17,15 @@ from zoonet.records import PeerRecord, Signed
 Row = dict[str, Any]
 
 
-def peer_row(record: Signed[PeerRecord]) -> Row:
-    """One peer, as it describes itself."""
+def peer_row(record: Signed[PeerRecord], path: str = "") -> Row:
+    """One peer, as it describes itself, and by which path it is connected from here."""
     body = record.body
     return {
         "peer_id": body.peer_id,
         "name": body.name,
         "roles": list(body.roles),
         "reachability": body.reachability,
+        "path": path,
         "tier": body.tier,
         "num_cpus": body.hardware.num_cpus,
         "memory_bytes": body.hardware.memory_bytes,
@@ -60,7 +61,7 @@ def job_row(job: JobView) -> Row:
 
 def peer_table(rows: Sequence[Row]) -> Table:
     """The peers of a swarm."""
-    table = _table("peer id", "name", "roles", "reached", "tier", "hardware", "jobs")
+    table = _table("peer id", "name", "roles", "reached", "path", "tier", "hardware", "jobs")
     for row in rows:
         gpus = f", {row['num_gpus']}x {row['gpu_name']}" if row["num_gpus"] else ""
         hardware = f"{row['num_cpus']} CPUs, {in_bytes(row['memory_bytes'])}{gpus}"
@@ -70,6 +71,7 @@ def peer_table(rows: Sequence[Row]) -> Table:
             row["name"],
             ", ".join(row["roles"]),
             row["reachability"],
+            row["path"],
             row["tier"],
             hardware if row["num_cpus"] else "",
             " ".join(job_id[:8] for job_id in row["jobs"]),

@@ -26,7 +26,7 @@ from zoonet.averaging.messages import (
     cast_vote,
     decode_from_coordinator,
 )
-from zoonet.averaging.participant import Counted, VoteCast
+from zoonet.averaging.votes import Counted, VoteCast
 from zoonet.crypto import Identity, PeerId
 from zoonet.errors import ProtocolViolation, TransportError
 from zoonet.records import sign

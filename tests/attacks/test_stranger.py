@@ -27,8 +27,8 @@ from tests.averaging.swarm import Swarm, contributed_slots, identity_of
 from zoonet.averaging import RoundsConfig
 from zoonet.averaging.chain_sync import ChainPage, ChainRequest
 from zoonet.averaging.messages import Share
-from zoonet.averaging.participant import VoteCast
 from zoonet.averaging.state_sync import ChunkRequest, IndexRequest
+from zoonet.averaging.votes import VoteCast
 from zoonet.errors import ProtocolViolation, TransportError
 from zoonet.testing import run
 from zoonet.transport import MAX_FRAME_BYTES, Stream, call

@@ -12,7 +12,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from peers.cli import Command, cli, first_known, local, spread_join
+from peers.cli import cli
+from peers.cli.options import Command, first_known, local, spread_join
 from zoonet.errors import ConfigError, PeerUnreachable
 
 ADDRESS = "/ip4/127.0.0.1/tcp/1/p2p/16Uiu2HAmPLe7Mzm8TsYUubgCAW1aJoeFScxrLj8ppHFivPo97bUZ"
@@ -36,6 +37,7 @@ def test_the_commands_are_those_announced() -> None:
         "key",
         "peer",
         "peers",
+        "plan",
         "result",
         "submit",
         "watch",

@@ -3,8 +3,9 @@
 from zoonet.averaging.allreduce import Averager, TreeAllReduce
 from zoonet.averaging.chain import Chain, Credit, coordinators, credits, genesis
 from zoonet.averaging.config import Patience, RoundsConfig
+from zoonet.averaging.gear import ParticipantEvents
 from zoonet.averaging.messages import Certificate, Round, RoundResult
-from zoonet.averaging.participant import Participant, ParticipantEvents
+from zoonet.averaging.participant import Participant
 from zoonet.averaging.replica import STATE_CHUNK_BYTES, Replica
 from zoonet.averaging.state_sync import root_of
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from zoonet.averaging.chunks import Header, decode_header
 from zoonet.averaging.lateness import Lateness
+from zoonet.averaging.links import LinkBook, PeerLinks
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.outlets import Outlets
 from zoonet.averaging.payload import Payload, make_payload
@@ -62,6 +63,10 @@ class Averager(Protocol):
         """
         ...
 
+    def own_links(self) -> PeerLinks:
+        """What this peer knows of its links, for the next plan."""
+        ...
+
     async def average(self, attempt: Attempt) -> Mean:
         """Return the mean of all contributions, weighted by their number of slots.
 
@@ -85,6 +90,7 @@ class TreeAllReduce:
         self._over: dict[bytes, None] = {}  # keys of rounds that are over, oldest first
         self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
         self._lateness = Lateness()
+        self._links = LinkBook()
         self._scratch = memoryview(bytearray(4 * chunk_values(num_parameters)))
         self._mean_P: Vector | None = None
         self._changed = asyncio.Event()
@@ -107,6 +113,11 @@ class TreeAllReduce:
     def paths(self) -> dict[PeerId, str]:
         """How bytes travel to each peer: over shared memory, directly, through a relay."""
         return self._outlets.paths()
+
+    def own_links(self) -> PeerLinks:
+        """See `Averager.own_links`."""
+        self._links.observe(self._lanes.links())
+        return self._links.own()
 
     async def commit(self, contribution_P: Vector) -> bytes:
         """See `Averager.commit`."""

@@ -226,6 +226,7 @@ class Coordinator:
                 near=tuple(map(PeerId, follower.ready.near)),
                 up_bytes_per_s=follower.ready.up_bytes_per_s,
                 down_bytes_per_s=follower.ready.down_bytes_per_s,
+                lan_bytes_per_s=follower.ready.lan_bytes_per_s,
             )
             for peer, follower in self._followers.items()
         }

@@ -149,6 +149,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready", forbid_unknown_field
     near: Peers = ()  # who answers so quickly that they must be of the same site
     up_bytes_per_s: Rate = 0.0  # as measured, 0 while unknown
     down_bytes_per_s: Rate = 0.0
+    lan_bytes_per_s: Rate = 0.0
     carried: Slots = ()  # trained, but not averaged in yet
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -14,11 +14,12 @@ from zoonet.client.output import JobOutput, ResultFetcher
 from zoonet.client.prepare import owner_of, prepare
 from zoonet.clock import Clock, SystemClock
 from zoonet.config import ComputeJob, load_job
-from zoonet.crypto import Identity, short
+from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import ConfigError, JobEnded, ProtocolViolation, ShardUnavailable
 from zoonet.jobs import Catalog, JobView
 from zoonet.membership import Directory
 from zoonet.records import PeerRecord, RecordStore, Signed
+from zoonet.transport import Path as LanePath
 from zoonet.transport import Transport
 
 JOB_ID_CHARS: Final = 32
@@ -87,7 +88,7 @@ class Network:
             identity or Identity.generate(), tuple(bootstrap), config or EntryConfig()
         )
         try:
-            network = cls(entry.host, entry.store, directory=entry.directory, entry=entry)
+            network = cls(entry, entry.store, directory=entry.directory, entry=entry)
             await network.serve()
         except BaseException:  # a cancelled caller must not leave a daemon behind
             await entry.close()
@@ -115,6 +116,10 @@ class Network:
     async def peers(self) -> list[Signed[PeerRecord]]:
         """Who is in the swarm, in the order of peer ids."""
         return await self._directory.refresh()
+
+    async def paths(self) -> Mapping[PeerId, LanePath]:
+        """How bulk bytes travel from here to each connected peer: direct, relayed, shm."""
+        return await self._entry.host.paths() if self._entry is not None else {}
 
     async def jobs(self) -> list[JobView]:
         """Every job that is neither cancelled nor expired, the oldest first."""

@@ -12,6 +12,7 @@ from typing import Final
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import ConfigError, TransportError
+from zoonet.membership.gossip import MemberRecord, Roster
 from zoonet.records import (
     PEERS_TOPIC,
     PeerRecord,
@@ -37,6 +38,9 @@ class DirectoryConfig:
     lifetime_s: float = 75.0  # of our record: a peer that died is forgotten after this long
     refresh_s: float = 30.0  # between two readings of everyone's records
     max_peers: int = 10_000  # in the view; those whose records end first go first
+    # The same where a roster has told everyone: the record store is a newcomer's way in only.
+    slow_heartbeat_s: float = 240.0
+    slow_lifetime_s: float = 600.0
 
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_s < self.lifetime_s <= PeerRecord.MAX_LIFETIME_S:
@@ -44,6 +48,8 @@ class DirectoryConfig:
                 "a heartbeat must be shorter than the record's lifetime, which is at most "
                 f"{PeerRecord.MAX_LIFETIME_S:.0f} s"
             )
+        if not 0 < self.slow_heartbeat_s < self.slow_lifetime_s <= PeerRecord.MAX_LIFETIME_S:
+            raise ConfigError("a slow heartbeat must be shorter than its record's lifetime")
         if self.refresh_s <= 0 or self.max_peers < 1:
             raise ConfigError("refresh_s and max_peers must be above 0")
 
@@ -52,7 +58,8 @@ class Directory:
     """Publishes our `PeerRecord` as a heartbeat and knows the other peers'.
 
     `describe` tells what our record says at that moment; without it the directory only watches.
-    `on_peer` is called with every new or renewed record of another peer.
+    `on_peer` is called with every new or renewed record of another peer. With a `roster` whose
+    table is complete the others are read from there, and the record store is used sparingly.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class Directory:
         *,
         describe: Describe | None = None,
         on_peer: PeerListener | None = None,
+        roster: Roster | None = None,
         config: DirectoryConfig | None = None,
     ) -> None:
         self._identity = identity
@@ -70,6 +78,7 @@ class Directory:
         self._clock = clock
         self._describe = describe
         self._on_peer = on_peer
+        self._roster = roster
         self._config = config or DirectoryConfig()
         self._view: dict[PeerId, Signed[PeerRecord]] = {}
         self._sequence = 0
@@ -95,7 +104,17 @@ class Directory:
     def peers(self) -> list[Signed[PeerRecord]]:
         """Records of the other peers that still hold, in the order of their ids."""
         now = self._clock.now()
-        return [record for _, record in sorted(self._view.items()) if record.expires_at > now]
+        heard = {author: r for author, r in self._view.items() if r.expires_at > now}
+        if self._roster is not None and self._roster.is_complete:
+            heard = {author: r for author, r in heard.items() if self._is_news(r)}
+            heard |= {record.author: record for record in self._roster.peers()}
+        return [record for _, record in sorted(heard.items())]
+
+    def _is_news(self, record: Signed[PeerRecord]) -> bool:
+        """Whether a heartbeat tells of a peer that the roster does not list and has not lost."""
+        assert self._roster is not None
+        is_heartbeat = not isinstance(record.body, MemberRecord)
+        return is_heartbeat and not self._roster.is_known_gone(record.author)
 
     def beat_now(self) -> None:
         """Announce again soon: what `describe` tells has changed."""
@@ -103,6 +122,10 @@ class Directory:
 
     async def refresh(self) -> list[Signed[PeerRecord]]:
         """Read everyone's records now. Raises TransportError."""
+        if self._roster is not None and self._roster.is_complete:
+            for record in self._roster.peers():
+                self.add(record)
+            return self.peers()
         shelves = await asyncio.gather(
             *(self._records.fetch(key, PeerRecord) for key in all_peers_keys())
         )
@@ -127,6 +150,11 @@ class Directory:
         if self._on_peer is not None:
             self._on_peer(record)
 
+    @property
+    def _is_slow(self) -> bool:
+        """Whether the roster tells everyone that we are here."""
+        return self._roster is not None and self._roster.is_member
+
     async def _announce(self, lifetime_s: float) -> Signed[PeerRecord]:
         assert self._describe is not None
         body = await self._describe()
@@ -134,7 +162,8 @@ class Directory:
         # Time as the sequence: higher than in any earlier run of this peer.
         self._sequence = max(self._sequence + 1, int(now * 1000))
         record = sign(self._identity, body, sequence=self._sequence, expires_at=now + lifetime_s)
-        await self._records.announce(PEERS_TOPIC, record)
+        if not self._is_slow:
+            await self._records.announce(PEERS_TOPIC, record)
         await self._records.publish(record)
         return record
 
@@ -142,11 +171,13 @@ class Directory:
         while True:
             self._is_due.clear()
             try:
-                await self._announce(self._config.lifetime_s)
+                config = self._config
+                await self._announce(config.slow_lifetime_s if self._is_slow else config.lifetime_s)
             except TransportError as error:
                 log.debug("heartbeat failed, next time: %s", error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._config.heartbeat_s):
+                pause_s = config.slow_heartbeat_s if self._is_slow else config.heartbeat_s
+                async with asyncio.timeout(pause_s):
                     await self._is_due.wait()
 
     async def _refresh(self) -> None:

@@ -34,6 +34,8 @@ class HostConfig:
     run_dir: Path
     # Addresses to listen on; empty for a client that only dials.
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    # TCP port for bulk data, at the IP addresses of `listen`; 0: any free one.
+    bulk_port: int = 0
     # Addresses to tell others instead of those listened on (port forwarding, a name).
     announce: tuple[str, ...] = ()
     # Peers to join, each with its /p2p/<id>; tried all at once, and again while they are down.
@@ -60,6 +62,8 @@ class HostConfig:
                 raise ConfigError(f"cannot announce {text!r}: name the port that others reach")
         for text in self.bootstrap:
             parse_peer_address(text)
+        if not 0 <= self.bulk_port <= 65535:
+            raise ConfigError(f"the port for bulk data is {self.bulk_port}, not one of 0 to 65535")
         if self.is_public and self.is_client:
             raise ConfigError("a peer is either public or a client behind NAT, not both")
         if self.is_public and not self.listen:

@@ -16,6 +16,7 @@ from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import PeerUnreachable, TransportError
 from zoonet.net.addresses import (
     PeerAddress,
+    host_of,
     is_global,
     parse_believable,
     parse_peer_address,
@@ -26,6 +27,8 @@ from zoonet.net.daemon import CONTROL_SOCKET, STREAM_SOCKET, RunDirectory
 from zoonet.net.dht import RecordDHT
 from zoonet.net.foreign import foreign_errors
 from zoonet.net.gate import Gate
+from zoonet.net.lanes import HostLanes, LanesConfig
+from zoonet.net.lanes.places import path_of
 from zoonet.net.pubsub import Gossip
 from zoonet.net.relay import running_daemon
 from zoonet.net.scope import Scope
@@ -34,6 +37,7 @@ from zoonet.net.substrate import P2P, socket_address
 from zoonet.records import Signed
 from zoonet.records.envelope import B
 from zoonet.records.kinds import Reachability
+from zoonet.transport.lanes import Path as LanePath
 
 GRACE_S: Final = 2.0  # for the others of a race, once one has answered
 MAX_LEARNED_PEERS: Final = 4096
@@ -82,6 +86,7 @@ class Host:
         self._learned: OrderedDict[PeerId, tuple[PeerAddress, ...]] = OrderedDict()
         self._ask_again_at: dict[PeerId, float] = {}  # loop time, of peers that are no DHT nodes
         self.transport: HostTransport
+        self.lanes: HostLanes
         self.records: HostRecords
         self._dht: RecordDHT
 
@@ -113,6 +118,8 @@ class Host:
                 host.peer_id, control, run_dir / STREAM_SOCKET, host._addresses_of
             )
             await stack.enter_async_context(host.transport.listening())
+            host.lanes = HostLanes(host.transport, lanes_config(config), host._routes_to)
+            await stack.enter_async_context(host.lanes.listening())
             p2p = await stack.enter_async_context(_bindings(run_dir / CONTROL_SOCKET))
             host._dht = await RecordDHT.start(p2p, gate, is_client=config.is_client)
             stack.push_async_callback(host._dht.stop)
@@ -157,6 +164,17 @@ class Host:
         for peer_id, route in await self._control.connections():
             routes[peer_id].append(route)
         return {peer_id: tuple(found) for peer_id, found in sorted(routes.items())}
+
+    async def paths(self) -> dict[PeerId, LanePath]:
+        """How bulk bytes travel to each connected peer, or would."""
+        used = {peer_id: link.path for peer_id, link in self.lanes.links().items()}
+        connected = await self.connected()
+        return {peer_id: used.get(peer_id) or path_of(connected[peer_id]) for peer_id in connected}
+
+    async def _routes_to(self, peer_id: PeerId) -> tuple[str, ...]:
+        return tuple(
+            route for other, route in await self._control.connections() if other == peer_id
+        )
 
     def learn(self, peer_id: PeerId, addresses: Iterable[str]) -> None:
         """Remember where a peer says that it is, so that it can be dialled by its id.
@@ -268,6 +286,15 @@ class Host:
         later = dict.fromkeys(strangers.difference(met), now + STRANGER_PAUSE_S)
         waiting = {p: at for p, at in self._ask_again_at.items() if p in unknown}
         self._ask_again_at = {**waiting, **later}
+
+
+def lanes_config(config: HostConfig) -> LanesConfig:
+    """How the lanes of a host with that configuration are accepted."""
+    return LanesConfig(
+        hosts=tuple(dict.fromkeys(filter(None, map(host_of, config.listen)))),
+        port=config.bulk_port,
+        announce=tuple(dict.fromkeys(filter(None, map(host_of, config.announce)))),
+    )
 
 
 def _outcome(

@@ -15,6 +15,7 @@ from zoonet.transport.lanes import (
     Lane,
     LaneEnded,
     Lanes,
+    LinkStats,
     Path,
     Sink,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Lane",
     "LaneEnded",
     "Lanes",
+    "LinkStats",
     "LocalStream",
     "Path",
     "Refused",

@@ -2,14 +2,15 @@
 
 A message is a small header and a payload. The receiver looks at the header and says where the
 payload goes before any of it is read, so nothing is copied on the way and nothing is allocated
-because a stranger said so. A lane carries messages of one peer, one channel and one direction, in
-order. Whether it is shared memory, a TLS connection or a stream through a relay shows only in
-`Lane.path`.
+because a stranger said so. A lane carries messages of one peer, one channel and one direction; on
+a long way over several connections at once, so that a message may overtake another. Whether it is
+shared memory, TLS or a stream through a relay shows only in `Lane.path`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from zoonet.crypto import PeerId
@@ -20,6 +21,16 @@ MAX_HEADER_BYTES: Final = 1024
 MAX_PAYLOAD_BYTES: Final = MAX_FRAME_BYTES - 4096  # so that a message fits into one frame
 
 Path = Literal["shm", "direct", "stream", "relayed"]
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStats:
+    """What traffic so far has shown of the link to a peer; 0 where nothing is known."""
+
+    rtt_s: float  # least round trip lately
+    up_bytes_per_s: float  # as sent to the peer while there was something to send
+    down_bytes_per_s: float  # as received while a payload was under way
+    path: Path  # of the newest lane to the peer
 
 
 class Sink(Protocol):
@@ -65,7 +76,7 @@ class Lane(Protocol):
         ...
 
     def post(self, header: bytes, payload: Buffer) -> None:
-        """Send soon, after what was posted before. Never blocks; callable from every thread.
+        """Send soon, in the order of posting. Never blocks; callable from every thread.
 
         The payload is not copied: it must not change until it has left. On a lane that has ended
         this does nothing.
@@ -113,4 +124,8 @@ class Lanes(Protocol):
 
     def allocate(self, num_bytes: int) -> memoryview:
         """Zeroed memory whose bytes a lane to a peer on the same host need not copy to send."""
+        ...
+
+    def links(self) -> Mapping[PeerId, LinkStats]:
+        """What is known of the links to other peers, from real traffic."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 from zoonet.crypto import PeerId, short
@@ -24,6 +25,7 @@ from zoonet.transport.lanes import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     LaneEnded,
+    LinkStats,
     Path,
     Sink,
 )
@@ -41,6 +43,7 @@ class StreamLane:
     """A `Lane` over one stream."""
 
     def __init__(self, stream: Stream, on_end: LaneEnded) -> None:
+        self.path: Path = "stream"  # or "relayed", by whoever knows
         self._stream = stream
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
@@ -53,10 +56,6 @@ class StreamLane:
     @property
     def peer_id(self) -> PeerId:
         return self._stream.peer_id
-
-    @property
-    def path(self) -> Path:
-        return "stream"
 
     @property
     def unsent_bytes(self) -> int:
@@ -147,6 +146,9 @@ class StreamLanes:
 
     def allocate(self, num_bytes: int) -> memoryview:
         return memoryview(bytearray(num_bytes))
+
+    def links(self) -> Mapping[PeerId, LinkStats]:
+        return {}
 
     async def _receive_all(self, stream: Stream, channel: str) -> None:
         sink = self._sinks.get(channel)

@@ -1,0 +1,1 @@
+"""P1: how long an all-reduce takes on one host."""

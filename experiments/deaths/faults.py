@@ -1,0 +1,59 @@
+"""Four ways in which a peer is lost, and three places where it hurts."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, Final, Literal, get_args
+
+from experiments.testbed.bed import Bed
+from experiments.testbed.layout import Layout
+from experiments.testbed.troupe import Troupe
+
+Fault = Literal["reset", "silent", "frozen", "slow"]
+Role = Literal["leaf", "root", "gateway", "any"]
+FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
+ROLES: Final[tuple[Role, ...]] = get_args(Role)
+SLOWNESS: Final = 20.0
+# What a round may take longer than an undisturbed one.
+GOAL_S: Final[dict[Fault, float]] = {"reset": 0.5, "silent": 2.0, "frozen": 2.0, "slow": 2.0}
+
+
+def victim_of(role: Role, layout: Layout) -> int:
+    """Who is lost: the first site's first peer is the root, the other sites' first are gateways.
+
+    With "any" the plan is the planner's own, in which everyone has every role in some tree.
+    """
+    if role == "root":
+        return 0
+    if role == "gateway":
+        return layout.members(1).start
+    return layout.num_peers - 1  # neither root nor gateway
+
+
+def options_of(role: Role, layout: Layout) -> dict[str, Any]:
+    """What the contender is told, so that the victim has its role in every tree."""
+    if role == "any":
+        return {}
+    gateways = [layout.members(site).start for site in range(len(layout.sites))]
+    return {"plan": {"root_site": 0, "owners": gateways}}
+
+
+def inflict(fault: Fault, bed: Bed, troupe: Troupe, victim: int) -> None:
+    """Lose the peer."""
+    match fault:
+        case "reset":  # its kernel tells the others
+            troupe.actors[victim].signal(signal.SIGKILL)
+            bed.signal(victim, signal.SIGKILL)
+        case "silent":  # its packets vanish
+            bed.cut(victim)
+        case "frozen":  # its kernel still acknowledges what arrives
+            bed.signal(victim, signal.SIGSTOP)
+        case "slow":
+            bed.slow(victim, bed.link.rate_bits_per_s / SLOWNESS)
+
+
+def undo(fault: Fault, bed: Bed, troupe: Troupe, victim: int) -> None:
+    """Take back what can be taken back: a killed peer stays dead."""
+    if fault == "frozen":
+        bed.signal(victim, signal.SIGCONT)
+    bed.heal()

@@ -1,0 +1,332 @@
+"""The same on real peers: many hosts with their daemons in one process, on loopback.
+
+Bytes are those of the loopback interface, headers included, and of nobody else where the process
+runs in a network namespace of its own (`own_network`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from experiments.membership.simulate import Simulation, World, percentile
+from zoonet.blocks import cid_of
+from zoonet.clock import SystemClock
+from zoonet.crypto import Identity
+from zoonet.membership.gossip import GossipConfig, Roster
+from zoonet.net import Host, HostConfig
+from zoonet.records import Hardware, JobRecord, PeerRecord, job_id_of, job_key, sign
+
+LOOPBACK: Final = ("/ip4/127.0.0.1/tcp/0",)
+MARK: Final = "ZOONET_OWN_NETWORK"
+SETTLE_S: Final = 30.0
+NUM_JOBS: Final = 5
+NUM_KILLED: Final = 3
+NUM_GETS: Final = 100
+PARALLEL_STARTS: Final = 4
+
+
+def own_network() -> bool:
+    """Tell whether this process is alone in its network namespace; if it may, make it so.
+
+    Replaces the process by one in a new namespace where that is allowed.
+    """
+    if os.environ.get(MARK):
+        return True
+    if os.geteuid() != 0 or shutil.which("unshare") is None or shutil.which("ip") is None:
+        return False
+    trial = subprocess.run(("unshare", "--net", "true"), capture_output=True, check=False)
+    if trial.returncode:
+        return False
+    os.environ[MARK] = "1"
+    again = [sys.executable, "-m", "experiments.membership", *sys.argv[1:]]
+    script = 'ip link set lo up && exec "$@"'
+    os.execvp("unshare", ["unshare", "--net", "sh", "-c", script, "sh", *again])
+    raise AssertionError("exec does not return")
+
+
+def interface_bytes() -> int:
+    """Bytes that the loopback interface has carried. Each was sent once and received once."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == "lo":
+            return int(counters.split()[0])
+    return 0
+
+
+async def measure(num_peers: int, scratch: Path, *, settings: GossipConfig) -> dict[str, Any]:
+    """Start so many peers, let them gossip, submit jobs, kill some; return the figures."""
+    async with AsyncExitStack() as stack:
+        began = time.monotonic()
+        hosts = await _start_hosts(num_peers, scratch, stack)
+        started_s = time.monotonic() - began
+        before = interface_bytes()
+        await asyncio.sleep(SETTLE_S)
+        idle_bytes_per_s = 2 * (interface_bytes() - before) / SETTLE_S / num_peers
+        figures = await _gossip(hosts, settings, stack)
+        own_figures = {"num_peers": num_peers, "start_s": started_s, **figures}
+        own_figures["idle_bytes_per_s"] = idle_bytes_per_s
+        own_figures["our_dht_get_ms"] = await _dht_gets(hosts)
+        return own_figures
+
+
+async def _start_hosts(num: int, scratch: Path, stack: AsyncExitStack) -> list[Host]:
+    async def start(number: int, known: tuple[str, ...]) -> Host:
+        config = HostConfig(run_dir=scratch / str(number), listen=LOOPBACK, bootstrap=known)
+        return await stack.enter_async_context(Host.open(Identity.generate(), config))
+
+    first = await start(0, ())
+    known = await first.addresses()
+    hosts = [first]
+    for begin in range(1, num, PARALLEL_STARTS):
+        numbers = range(begin, min(num, begin + PARALLEL_STARTS))
+        # One after the other: the exit stack closes in the reverse order.
+        for number in numbers:
+            hosts.append(await start(number, known))
+    return hosts
+
+
+class _Member:
+    """A host with its roster."""
+
+    def __init__(self, host: Host, settings: GossipConfig) -> None:
+        self.host = host
+        self.roster = Roster(
+            host.identity,
+            host.transport,
+            SystemClock(),
+            describe=self._describe,
+            learn=host.learn,
+            config=settings,
+        )
+        self.task: asyncio.Task[None]
+
+    async def _describe(self) -> PeerRecord:
+        return PeerRecord(
+            peer_id=self.host.peer_id,
+            name=f"worker-{self.host.peer_id[-6:]}",
+            roles=("worker",),
+            addresses=await self.host.addresses(),
+            reachability="private",
+            hardware=Hardware(num_cpus=2, memory_bytes=64 * 10**9),
+            version="0.1.0",
+            started_at=SystemClock().now(),
+        )
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.host.transport.sent_bytes + self.host.transport.received_bytes
+
+
+async def _gossip(
+    hosts: list[Host], settings: GossipConfig, stack: AsyncExitStack
+) -> dict[str, Any]:
+    members = [_Member(host, settings) for host in hosts]
+    joined_s = []
+    for number, member in enumerate(members):
+        for contact in random.sample(members[:number], min(3, number)):
+            address = await contact.host.addresses()
+            member.host.learn(contact.host.peer_id, address)
+            member.roster.meet(contact.host.peer_id)
+        began = time.monotonic()
+        member.task = asyncio.create_task(member.roster.run())
+        stack.push_async_callback(_end, member.task)
+        if number and await member.roster.complete(30):
+            joined_s.append(time.monotonic() - began)
+        elif not number:
+            await asyncio.sleep(0.2)
+    spread_s = await _until(members, lambda m: len(m.roster.peers()) == len(members) - 1, 300)
+    await asyncio.sleep(SETTLE_S)
+    figures: dict[str, Any] = {
+        "join_ms_p50": 1000 * percentile(sorted(joined_s), 50),
+        "join_ms_p99": 1000 * percentile(sorted(joined_s), 99),
+        "all_know_all_s": spread_s,
+        **await _steady(members),
+        **await _jobs(members),
+        "known_share": statistics.mean((len(m.roster.peers()) + 1) / len(members) for m in members),
+    }
+    figures["forgotten_s_p50"] = await _kill(members)
+    return figures
+
+
+async def _steady(members: list[_Member]) -> dict[str, Any]:
+    """Bytes of a minute in which nothing happens."""
+    length_s = 2 * SETTLE_S
+    before = interface_bytes()
+    payload = sum(member.payload_bytes for member in members)
+    await asyncio.sleep(length_s)
+    num = len(members) * length_s
+    return {
+        "interface_bytes_per_s": 2 * (interface_bytes() - before) / num,
+        "payload_bytes_per_s": (sum(m.payload_bytes for m in members) - payload) / num,
+    }
+
+
+async def _jobs(members: list[_Member]) -> dict[str, Any]:
+    """Submit jobs at different peers; time until everyone has each, and a read of one."""
+    to_all_s = []
+    for number in range(NUM_JOBS):
+        member = random.choice(members)
+        record = _job_of(member.host.identity, number)
+        member.roster.publish(record)
+        key = record.key
+        to_all_s.append(await _until(members, lambda m, k=key: bool(m.roster.find_here(k)), 120))
+    reads_ms = []
+    for _ in range(NUM_GETS):
+        began = time.perf_counter()
+        await random.choice(members).roster.find(key)
+        reads_ms.append(1000 * (time.perf_counter() - began))
+    return {
+        "job_to_all_s_p50": statistics.median(to_all_s),
+        "find_ms_p50": percentile(sorted(reads_ms), 50),
+        "find_ms_p99": percentile(sorted(reads_ms), 99),
+    }
+
+
+def _job_of(identity: Identity, number: int) -> Any:
+    spec_cid = cid_of(f"spec {number}".encode())
+    now = SystemClock().now()
+    body = JobRecord(
+        job_id=job_id_of(identity.peer_id, spec_cid),
+        name=f"job {number}",
+        task="causal_lm",
+        spec_cid=spec_cid,
+        num_parameters=124_000_000,
+        num_tokens=10**10,
+        min_peers=4,
+        max_peers=64,
+        budget_max=0,
+        submitted_at=now,
+    )
+    return sign(identity, body, sequence=int(now * 1000), expires_at=now + 3600)
+
+
+async def _kill(members: list[_Member]) -> float:
+    """Silence some peers one after the other; median time until all others dropped them."""
+    times_s = []
+    for _ in range(min(NUM_KILLED, len(members) - 4)):
+        victim = members.pop()
+        # Deaf and dumb, as a process that is gone: no goodbye is said.
+        victim.roster.machine.leave = list  # type: ignore[method-assign,assignment]
+        victim.task.cancel()
+        await asyncio.wait([victim.task])
+        await victim.host.transport.serve("membership", _hang_up)
+        peer_id = victim.host.peer_id
+        gone = await _until(
+            members,
+            lambda m, p=peer_id: all(r.author != p for r in m.roster.peers()),
+            180,
+        )
+        times_s.append(gone)
+    return statistics.median(times_s) if times_s else 0.0
+
+
+async def _hang_up(stream: Any) -> None:
+    await stream.close()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def _until(members: list[_Member], is_true: Any, timeout_s: float) -> float:
+    """Seconds until it is true of every member; infinite where it never is."""
+    began = time.monotonic()
+    while time.monotonic() - began < timeout_s:
+        if all(is_true(member) for member in members):
+            return time.monotonic() - began
+        await asyncio.sleep(0.1)
+    return float("inf")
+
+
+async def _dht_gets(hosts: list[Host]) -> dict[str, float]:
+    """Latency of our own record store on the DHT, from random peers."""
+    record = _job_of(hosts[0].identity, NUM_JOBS)
+    await hosts[0].records.publish(record)
+    times_ms = []
+    for _ in range(NUM_GETS):
+        host = random.choice(hosts[1:])
+        began = time.perf_counter()
+        await host.records.fetch(job_key(record.body.job_id), JobRecord)
+        times_ms.append(1000 * (time.perf_counter() - began))
+    return {
+        "p50": percentile(sorted(times_ms), 50),
+        "p99": percentile(sorted(times_ms), 99),
+    }
+
+
+async def measure_hivemind(num_peers: int) -> dict[str, Any]:
+    """hivemind's own DHT with as many peers: every peer stores its record, random peers look up."""
+    from hivemind.dht.node import DHTNode
+    from hivemind.utils import get_dht_time
+
+    first = await DHTNode.create(host_maddrs=list(LOOPBACK))
+    nodes = [first]
+    try:
+        known = await first.get_visible_maddrs()
+        for _ in range(num_peers - 1):
+            nodes.append(await DHTNode.create(initial_peers=known, host_maddrs=list(LOOPBACK)))
+        before = interface_bytes()
+        value, end = os.urandom(600), get_dht_time() + 600
+        for number, node in enumerate(nodes):
+            await node.store(f"peer-{number}", value, end)
+        store_bytes = (interface_bytes() - before) / num_peers
+        before = interface_bytes()
+        times_ms, num_found = [], 0
+        for _ in range(NUM_GETS):
+            key = f"peer-{random.randrange(num_peers)}"
+            began = time.perf_counter()
+            found = await random.choice(nodes).get(key, latest=True)
+            times_ms.append(1000 * (time.perf_counter() - began))
+            num_found += found is not None
+        get_bytes = (interface_bytes() - before) / NUM_GETS
+    finally:
+        for node in reversed(nodes):
+            await node.shutdown()
+    return {
+        "num_peers": num_peers,
+        "get_ms_p50": percentile(sorted(times_ms), 50),
+        "get_ms_p99": percentile(sorted(times_ms), 99),
+        "found_share": num_found / NUM_GETS,
+        "store_interface_bytes": store_bytes,
+        "get_interface_bytes": get_bytes,
+        # What liveness by heartbeats every 20 s costs, in and out, before anyone reads anything.
+        "heartbeat_bytes_per_s": 2 * store_bytes / 20,
+    }
+
+
+def twin_of(num_peers: int, settings: GossipConfig) -> dict[str, Any]:
+    """The simulation of `measure`: no delays, no loss, payload only."""
+    common: dict[str, Any] = {
+        "num_peers": num_peers,
+        "num_jobs": 0,
+        "near_s": 0.001,
+        "far_s": 0.0,
+        "loss": 0.0,
+        "call_bytes": 0,
+        "connect_bytes": 0,
+        "warmup_s": 2 * SETTLE_S,
+        "lookups_per_s": 0.1,
+        # A daemon that is gone refuses at once.
+        "gossip": replace(settings, call_timeout_s=0.05),
+    }
+    quiet = World(duration_s=4 * SETTLE_S, churn_per_h=0.0, new_jobs_per_h=0.0, **common)
+    lively = World(duration_s=20 * SETTLE_S, churn_per_h=60 / num_peers, graceful=0.0, **common)
+    steady, events = Simulation(quiet).run(), Simulation(lively).run()
+    return {
+        "num_peers": num_peers,
+        "payload_bytes_per_s": steady["bytes_per_s_p50"],
+        "job_to_all_s_p50": events["job_to_all_s_p50"],
+        "forgotten_s_p50": events["forgotten_s_p50"],
+    }

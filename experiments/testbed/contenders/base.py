@@ -1,0 +1,70 @@
+"""What a benchmark asks of everybody who averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from zoonet.exact import Vector
+
+Hello = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Where one peer of a contender stands."""
+
+    peer: int
+    sites: tuple[tuple[int, ...], ...]
+    num_values: int
+    # This peer's IPv4 address, and the interface that has it.
+    address: str
+    interface: str
+    # For sockets, keys and certificates; this peer's own.
+    folder: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_peers(self) -> int:
+        """Peers of all sites together."""
+        return sum(len(site) for site in self.sites)
+
+    @property
+    def others(self) -> list[int]:
+        """Everyone else's number."""
+        return [peer for peer in range(self.num_peers) if peer != self.peer]
+
+
+class Contender(Protocol):
+    """One peer's part of an all-reduce. The methods are called in the order in which they stand.
+
+    Whatever they raise is reported, and the run with it counted as failed.
+    """
+
+    value_tolerance: float
+    """How far a value may be from the exact mean."""
+
+    async def start(self) -> Hello:
+        """Listen. Returns what the others must know, as JSON."""
+        ...
+
+    async def connect(self, hellos: list[Hello]) -> None:
+        """Meet the others; `hellos` are in the order of peers, this one's too."""
+        ...
+
+    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
+        """Take this peer's vector (P,), and do what precedes a round: above all find the others."""
+        ...
+
+    async def run(self) -> list[int]:
+        """Average. Returns whose vectors are in the mean, as far as this contender knows."""
+        ...
+
+    def result(self) -> Vector:
+        """Return the mean (P,) of the last round."""
+        ...
+
+    async def close(self) -> None:
+        """End everything. Called once, even after a failure."""
+        ...

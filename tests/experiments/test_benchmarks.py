@@ -1,0 +1,94 @@
+"""Every benchmark starts, finishes and leaves a valid result; its figures are not looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.testbed import kernel
+from tests.experiments.beds import needs_bed
+
+TIMEOUT_S = 180  # a laden machine takes a while to import torch a dozen times
+
+
+def smoke(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    out = folder / "result.json"
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", "--smoke", *options, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"COLUMNS": "160"},
+    )
+
+
+def result_of(path: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads(path.read_text())
+    assert result["machine"]["num_cpus"] >= 1
+    assert result["command"].startswith("python -m experiments.")
+    assert path.with_suffix(".png").stat().st_size > 1000
+    return result
+
+
+def counted(result: dict[str, Any]) -> set[str]:
+    return {run["contender"] for run in result["runs"] if not run["why_not"]}
+
+
+@pytest.mark.p2p
+@pytest.mark.slow
+def test_the_all_reduce_benchmark_measures_everyone(tmp_path: Path) -> None:
+    done = smoke("allreduce", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "result.json")
+    assert counted(result) == {"zoonet-tls", "zoonet-shm", "zoonet-int8", "floor", "gloo"}
+    assert all(run["num_digests"] == 1 for run in result["runs"])
+
+
+@pytest.mark.p2p
+@pytest.mark.slow
+def test_the_all_reduce_benchmark_measures_hivemind(tmp_path: Path) -> None:
+    done = smoke("allreduce", tmp_path, "--contenders", "hivemind")
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "result.json")
+    assert counted(result) == {"hivemind"}
+
+
+@pytest.mark.p2p
+@pytest.mark.slow
+@needs_bed
+def test_the_wan_benchmark_counts_bytes_and_uses_the_link(tmp_path: Path) -> None:
+    done = smoke("wan", tmp_path)
+    assert done.returncode == 0, done.stderr
+    crossing = result_of(tmp_path / "result-crossing.json")
+    assert counted(crossing) == {"zoonet", "zoonet-butterfly", "ring"}
+    ring = next(run for run in crossing["runs"] if run["contender"] == "ring" and run["lap"] == 0)
+    assert ring["crossing_bytes"] > 2 * 2 * 0.25 * (1 << 20) * 2 / 3
+    assert counted(result_of(tmp_path / "result-use.json")) == {"zoonet", "raw-tcp"}
+    assert not [name for name in kernel.namespace_names() if name.startswith("zt")]
+
+
+@pytest.mark.p2p
+@pytest.mark.slow
+@needs_bed
+def test_the_benchmark_of_deaths_loses_a_peer(tmp_path: Path) -> None:
+    done = smoke("deaths", tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / "result.json")
+    (run,) = [run for run in result["runs"] if not run["why_not"]]
+    assert run["num_wrong"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="as root the bed can be built")
+@pytest.mark.parametrize("name", ["wan", "deaths"])
+def test_without_root_a_benchmark_says_what_to_do(name: str, tmp_path: Path) -> None:
+    done = smoke(name, tmp_path)
+    assert done.returncode == 2
+    assert "sudo" in done.stderr

@@ -1,0 +1,227 @@
+"""The state machine of gossip, one event at a time: no clock, no network."""
+
+from __future__ import annotations
+
+from tests.contracts.networks import START, identity_of
+from tests.membership.gossip_makers import gone, job, machine_of, member, people
+from zoonet.crypto import Identity
+from zoonet.membership.gossip import Accuse, Ask, Call, GossipConfig, Machine, Renew, Told
+
+NOW = START
+
+
+def carried_out(machine: Machine, others: dict[str, Machine], calls: list[Call]) -> None:
+    """Make these calls, and those that follow from them, at once."""
+    pending = list(calls)
+    while pending:
+        call = pending.pop(0)
+        if call.peer_id not in others:
+            more = machine.on_failure(call, NOW)
+        else:
+            told, _ = others[call.peer_id].on_ask(machine.peer_id, call.ask, NOW)
+            more = machine.on_told(call, told, NOW)
+        pending += [effect for effect in more if isinstance(effect, Call)]
+
+
+def knowing(owner: Identity, others: list[Identity], config: GossipConfig | None = None) -> Machine:
+    """A machine whose table has been filled."""
+    machine = machine_of(owner, config)
+    for identity in others:
+        machine.table.add(member(identity), NOW)
+    machine.is_complete = True
+    return machine
+
+
+def test_a_newcomer_is_complete_after_two_rounds_of_calls() -> None:
+    everyone = people(400)
+    contacts = [knowing(identity, everyone) for identity in everyone[:3]]
+    newcomer = machine_of(identity_of("newcomer"))
+    for contact in contacts:
+        newcomer.meet(contact.peer_id)
+    first = newcomer.join(NOW)
+    assert len(first) == 3
+    second = []
+    for call in first:
+        assert isinstance(call, Call)
+        told, _ = (
+            contacts[call.share].on_ask(newcomer.peer_id, call.ask, NOW)
+            if (contacts[call.share].peer_id == call.peer_id)
+            else next(c for c in contacts if c.peer_id == call.peer_id).on_ask(
+                newcomer.peer_id, call.ask, NOW
+            )
+        )
+        second += newcomer.on_told(call, told, NOW)
+    assert not newcomer.is_complete
+    for call in second:
+        assert isinstance(call, Call) and not call.ask.is_exchange
+        answerer = next(c for c in contacts if c.peer_id == call.peer_id)
+        told, _ = answerer.on_ask(newcomer.peer_id, call.ask, NOW)
+        assert newcomer.on_told(call, told, NOW) == []
+    assert newcomer.is_complete
+    assert newcomer.table.num_members == 401
+    shares = [sum(len(c.ask.want) for c in second if c.peer_id == m.peer_id) for m in contacts]
+    assert min(shares) > 90, "every contact gives a part"
+    assert all(contact.table.member(newcomer.peer_id) for contact in contacts)
+
+
+def test_a_newcomer_whose_contacts_are_gone_tries_again() -> None:
+    newcomer = machine_of(identity_of("newcomer"))
+    newcomer.meet(identity_of("nobody").peer_id)
+    calls = [effect for effect in newcomer.tick(NOW) if isinstance(effect, Call)]
+    assert calls
+    for call in calls:
+        newcomer.on_failure(call, NOW)
+    assert not newcomer.is_complete
+    assert [e for e in newcomer.tick(NOW + 4) if isinstance(e, Call) and e.share >= 0]
+
+
+def test_news_are_pushed_once_and_pulled_afterwards() -> None:
+    alice, bob, carol = people(3)
+    left, right = knowing(alice, [bob]), knowing(bob, [alice])
+    for machine in (left, right):
+        machine._cool(NOW + 100)  # the records that were there from the start are no news
+    news = member(carol)
+    left.on_ask(bob.peer_id, Ask(news=(news,)), NOW + 100)
+    pushed = [e for e in left.tick(NOW + 101) if isinstance(e, Call)]
+    assert [item.id for call in pushed for item in call.ask.news] == [news.id]
+    again = [e for e in left.tick(NOW + 105) if isinstance(e, Call)]
+    assert all(not call.ask.news for call in again)
+    told, _ = left.on_ask(carol.peer_id, Ask(), NOW + 106)
+    assert news in told.news
+    told, _ = left.on_ask(carol.peer_id, Ask(have=(news.id,)), NOW + 106)
+    assert news not in told.news
+
+
+def test_a_record_of_our_own_goes_to_every_neighbour_at_once() -> None:
+    alice, *others = people(20)
+    machine = knowing(alice, others)
+    machine.tick(NOW)
+    calls = machine.publish(job(alice), NOW + 1)
+    assert len(calls) >= machine.config.num_partners
+    assert all(
+        isinstance(call, Call) and call.ask.news[-1].key.startswith("job/") for call in calls
+    )
+
+
+def test_reconciling_evens_out_two_tables_in_both_directions() -> None:
+    everyone = people(60)
+    left, right = knowing(everyone[0], everyone[:50]), knowing(everyone[1], everyone[10:])
+    call = Call(right.peer_id, Ask(sums=left.table.sums()))
+    carried_out(left, {right.peer_id: right}, [call])
+    assert left.table.sums() == right.table.sums()
+    assert left.table.num_members == right.table.num_members == 60
+
+
+def test_a_watched_peer_that_misses_three_calls_is_accused_once() -> None:
+    alice, *others = people(10)
+    machine = knowing(alice, others)
+    machine.tick(NOW)
+    watched = machine._watched[0]
+    call = Call(watched, Ask())
+    assert machine.on_failure(call, NOW) == machine.on_failure(call, NOW) == []
+    (accusation,) = machine.on_failure(call, NOW)
+    assert isinstance(accusation, Accuse) and accusation.accused.author == watched
+    for _ in range(5):
+        assert machine.on_failure(call, NOW) == []
+
+
+def test_an_answer_in_between_clears_a_watched_peer() -> None:
+    alice, *others = people(10)
+    machine = knowing(alice, others)
+    machine.tick(NOW)
+    call = Call(machine._watched[0], Ask())
+    for _ in range(3):
+        machine.on_failure(call, NOW)
+        machine.on_failure(call, NOW)
+        machine.on_told(call, Told(), NOW)
+    assert machine.on_failure(call, NOW) == []
+
+
+def test_a_suspected_peer_is_called_again_before_all_others() -> None:
+    alice, *others = people(10)
+    machine = knowing(alice, others)
+    machine.tick(NOW)
+    machine._waiting.clear()
+    suspect = machine._watched[-1]
+    machine.on_failure(Call(suspect, Ask()), NOW)
+    calls = [effect for effect in machine.tick(NOW + 4) if isinstance(effect, Call)]
+    assert [call.peer_id for call in calls] == [suspect]
+    assert suspect not in [e.peer_id for e in machine.tick(NOW + 8) if isinstance(e, Call)], (
+        "it has not failed to answer yet"
+    )
+
+
+def test_who_is_accused_says_that_it_lives_but_not_at_every_shout() -> None:
+    alice, bob, carol = people(3)
+    machine = knowing(alice, [bob, carol])
+    _, effects = machine.on_ask(bob.peer_id, Ask(news=(gone(bob, alice.peer_id),)), NOW)
+    assert effects == [Renew()]
+    _, effects = machine.on_ask(carol.peer_id, Ask(news=(gone(carol, alice.peer_id),)), NOW + 1)
+    assert effects == []
+    assert machine.table.member(alice.peer_id) is not None
+
+
+def test_our_own_record_is_renewed_before_it_runs_out() -> None:
+    alice = identity_of("alice")
+    config = GossipConfig(lifetime_s=3600.0)
+    machine = machine_of(alice, config)
+    assert Renew() not in machine.tick(NOW + 1200)
+    machine._ticked_at = NOW + 3000
+    assert Renew() in machine.tick(NOW + 3000)
+
+
+def test_partners_are_drawn_from_the_whole_table_not_from_those_who_call() -> None:
+    alice, *others = people(200)
+    machine = knowing(alice, others)
+    loud = others[0].peer_id
+    for step in range(300):
+        machine.on_ask(loud, Ask(), NOW + step)
+    chosen: set[str] = set()
+    for step in range(0, 3000, 30):
+        machine.tick(NOW + 300 + step)
+        chosen.update(machine.partners)
+    assert len(chosen) > 12
+    assert len(machine.partners) == machine.config.num_partners
+
+
+def test_after_a_long_sleep_a_peer_joins_anew_and_brings_nobody_back() -> None:
+    alice, *others = people(30)
+    machine = knowing(alice, others)
+    machine.tick(NOW)
+    effects = machine.tick(NOW + 1000)
+    assert not machine.is_complete
+    assert machine.table.num_members == 0
+    assert Renew() in effects
+    assert [e for e in effects if isinstance(e, Call) and e.share >= 0]
+
+
+def test_two_halves_that_took_each_other_for_dead_find_each_other() -> None:
+    left_people, right_people = people(12)[:6], people(12)[6:]
+    left, right = knowing(left_people[0], people(12)), knowing(right_people[0], people(12))
+    for accused in right_people:
+        for accuser in left_people:
+            left.table.add(gone(accuser, accused.peer_id), NOW)
+    assert len(left.table.lost) > 0
+    lost = {item.author for item in left.table.lost}
+    others = {identity.peer_id: right for identity in people(12)}
+    tried = set()
+    for step in range(120):
+        calls = [e for e in left.tick(NOW + 4 * step) if isinstance(e, Call)]
+        tried.update(call.peer_id for call in calls)
+        carried_out(left, others, calls)
+    assert lost & tried
+
+
+def test_the_same_seed_gives_the_same_calls() -> None:
+    alice, *others = people(40)
+
+    def story() -> list[object]:
+        machine = knowing(alice, others)
+        return [
+            effect.peer_id
+            for step in range(100)
+            for effect in machine.tick(NOW + 4 * step)
+            if isinstance(effect, Call)
+        ]
+
+    assert story() == story()

@@ -1,0 +1,34 @@
+"""Error feedback: what a codec left out is sent later (Seide et al. 2014; arXiv 2508.15706).
+
+N = values of a chunk
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zoonet.codecs.base import Codec, require_chunk
+from zoonet.exact import Vector, require_vector
+
+
+def encode_with_feedback(
+    codec: Codec, delta_N: Vector, feedback_N: Vector, out: memoryview, *, decay: float = 1.0
+) -> int:
+    """Encode delta + feedback; keep in `feedback_N` what that lost. Return the payload's length.
+
+    sent = Q(delta + feedback), feedback = decay * (delta + feedback - sent): separate fp32
+    operations, so whoever knows delta and the feedback before knows the feedback after, to the bit.
+    `feedback_N` (zeros at first) is all the state there is. Raises ValueError as `Codec.encode`
+    does; the feedback is then as it was.
+    """
+    require_chunk(delta_N)
+    require_chunk(feedback_N, is_output=True)
+    require_vector(feedback_N, delta_N.size)
+    if not 0 <= decay <= 1:
+        raise ValueError(f"a decay of {decay}")
+    wanted_N = np.add(delta_N, feedback_N)
+    num_bytes = codec.encode(wanted_N, out)
+    codec.decode(out[:num_bytes], feedback_N)
+    np.subtract(wanted_N, feedback_N, out=feedback_N)
+    np.multiply(feedback_N, np.float32(decay), out=feedback_N)
+    return num_bytes

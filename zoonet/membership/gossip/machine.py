@@ -1,0 +1,454 @@
+"""One peer's part in gossip as a state machine: (state, event, time, seed) -> effects. Pure.
+
+Events are a tick, a question, an answer, a call that failed, a record of our own. Effects are
+calls to make and records to sign; whoever drives the machine carries them out and reports back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Final, TypeAlias
+
+from zoonet.crypto import PeerId
+from zoonet.membership.gossip.config import GossipConfig
+from zoonet.membership.gossip.entries import Entries
+from zoonet.membership.gossip.item import Item, subject_of
+from zoonet.membership.gossip.messages import (
+    MAX_HAVE,
+    MAX_IDS,
+    MAX_NEWS,
+    MAX_NEWS_BYTES,
+    MAX_PAGE_BYTES,
+    MAX_WANT,
+    Ask,
+    Told,
+)
+from zoonet.membership.gossip.table import Table
+
+PAGE_IDS: Final = 400  # of one request, so that an answer stays below MAX_PAGE_BYTES
+MAX_HOT: Final = 2048
+MAX_CONTACTS: Final = 64
+LOST_SHARE: Final = 0.25  # of the rounds of calls that try a peer taken for dead
+MAX_OFFERS: Final = 256
+ABSENCE_S: Final = 300.0  # without a tick: a laptop that slept
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Ask a peer, and report its answer or that there was none."""
+
+    peer_id: PeerId
+    ask: Ask
+    share: int = -1  # of a newcomer's first calls: which part of the table it takes from this peer
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Sign our own record again and hand it to `publish`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuse:
+    """Sign that a peer is gone, until its record would have run out, and hand it to `publish`."""
+
+    accused: Item
+
+
+Effect: TypeAlias = Call | Renew | Accuse
+
+
+class Machine:
+    """What one peer knows and does. `is_watcher` False: it holds no record and watches nobody."""
+
+    def __init__(
+        self,
+        peer_id: PeerId,
+        config: GossipConfig,
+        *,
+        seed: int,
+        is_watcher: bool = True,
+        entries: Entries | None = None,
+    ) -> None:
+        self.peer_id = peer_id
+        self.config = config
+        self.table = Table(peer_id, config, seed=seed, entries=entries)
+        self.is_complete = entries is not None  # holds what its contacts held when it came
+        self.has_tried = False  # to join, in vain
+        self.partners: list[PeerId] = []
+        self._is_watcher = is_watcher
+        self._random = Random(seed + 1)
+        self._position = int.from_bytes(subject_of(peer_id)[:8], "big")
+        self._watched: list[PeerId] = []
+        self._ring_version = -1
+        self._round: list[PeerId] = []  # whom to call next
+        self._misses: dict[PeerId, int] = {}
+        self._accused: dict[PeerId, int] = {}  # by us, as of this sequence
+        self._hot: dict[int, Item] = {}  # what we learned lately, the oldest first
+        self._hot_until: deque[tuple[float, int]] = deque()
+        self._fresh: list[Item] = []  # not yet handed on
+        self._offers: dict[int, PeerId] = {}  # ids of news that others have and we lack
+        self._was_offer = False
+        self._contacts: list[PeerId] = []  # met outside of the table
+        self._waiting: set[PeerId] = set()  # for their answer to a tick's call
+        self._num_pending = 0  # a newcomer's calls under way
+        self._reconcile_at = 0.0
+        self._rotate_at = 0.0
+        own = self.table.member(peer_id)
+        self._renew_at = 0.0 if own is None else self._renewal(own)
+        self._refute_at = 0.0
+        self._ticked_at = math.inf
+        self._seed = seed
+
+    # Events.
+
+    def meet(self, peer_id: PeerId) -> None:
+        """A peer was met elsewhere: the way in of a newcomer, and between two swarms."""
+        if peer_id != self.peer_id and peer_id not in self._contacts:
+            self._contacts.append(peer_id)
+            del self._contacts[:-MAX_CONTACTS]
+
+    def join(self, now: float) -> list[Effect]:
+        """Ask peers met elsewhere for the ids of all that they hold."""
+        num = min(self.config.num_contacts, len(self._contacts))
+        if num == 0:
+            return []
+        chosen = self._random.sample(self._contacts, num)
+        self._num_pending = num
+        self._reconcile_at = now + self.config.reconcile_s
+        news = self._own_records()
+        return [
+            Call(peer_id, Ask(have=(), sums=self.table.sums(), news=news), share=share)
+            for share, peer_id in enumerate(chosen)
+        ]
+
+    def publish(self, item: Item, now: float) -> list[Effect]:
+        """A record of our own, verified or just signed: believe it and tell all neighbours."""
+        if item.is_member and item.author == self.peer_id:
+            self._renew_at = self._renewal(item)
+        self._look_around(now)
+        neighbours = self._neighbours()
+        if not self._believe(item, now) or not neighbours:
+            return []  # with nobody to tell it waits among the news
+        self._fresh.remove(item)
+        ask = Ask(have=tuple(self._hot), news=(item,))
+        return [Call(peer_id, ask) for peer_id in neighbours]
+
+    def tick(self, now: float) -> list[Effect]:
+        """Time passes: call the next neighbour, renew what runs out."""
+        if now - self._ticked_at > ABSENCE_S:
+            self._start_over()
+        self._ticked_at = now
+        self.table.expire(now)
+        self._cool(now)
+        self._look_around(now)
+        effects: list[Effect] = []
+        if self._is_watcher and now >= self._renew_at:
+            self._renew_at = now + self.config.refute_s  # until it is signed
+            effects.append(Renew())
+        if not self.is_complete and self._num_pending == 0:
+            effects += self.join(now)
+        if self._num_pending:  # the table comes first
+            return effects
+        target, want = self._next_target()
+        if target is not None:
+            self._waiting.add(target)
+            effects.append(Call(target, self._exchange(target, want, now)))
+        return effects
+
+    def on_ask(self, caller: PeerId, ask: Ask, now: float) -> tuple[Told, list[Effect]]:
+        """A peer asks: what to answer, and what else to do."""
+        self._misses.pop(caller, None)
+        effects = self._take(ask.news, now)
+        news: list[Item] = []
+        for item_id in ask.want[:MAX_WANT]:
+            item = self.table.by_id(item_id)
+            if item is not None:
+                news.append(item)
+        for key in ask.find:
+            news += self.table.find(key)
+        if ask.is_exchange:
+            self._note_offers(caller, ask)
+            known = set(ask.have)
+            known.update(item.id for item in ask.news)
+            news += [item for item_id, item in self._hot.items() if item_id not in known]
+        buckets: list[int] = []
+        ids: list[int] = []
+        if ask.sums is not None:
+            buckets = self.table.differing(ask.sums)
+            ids = [item.id for item in self.table.in_buckets(buckets)][:MAX_IDS]
+        return Told(tuple(buckets), tuple(ids), _within(news, MAX_PAGE_BYTES)), effects
+
+    def on_told(self, call: Call, told: Told, now: float) -> list[Effect]:
+        """A peer has answered."""
+        self._misses.pop(call.peer_id, None)
+        self._waiting.discard(call.peer_id)
+        effects = self._take(told.news, now)
+        if call.share >= 0:
+            self._num_pending -= 1
+        self._keep_found(call.peer_id)
+        if call.ask.sums is not None:
+            effects += self._even_out(call, told)
+            if call.share < 0 and len(effects) < 2:  # few differences, if any
+                self.is_complete = True
+        if call.share >= 0 and self._num_pending == 0:
+            self.is_complete = True
+            self._reconcile_at = (
+                0.0  # soon, with another peer: did the contacts keep anything back?
+            )
+        return effects
+
+    def on_failure(self, call: Call, now: float) -> list[Effect]:
+        """A peer did not answer."""
+        peer_id = call.peer_id
+        self._waiting.discard(peer_id)
+        if call.share >= 0:
+            self._num_pending -= 1
+            self.has_tried = self.has_tried or self._num_pending == 0
+            if self._num_pending == 0 and self.table.num_members > 1:
+                self.is_complete = True  # the rest comes by reconciling
+        if peer_id in self._contacts and self.table.num_members > 1:
+            self._contacts.remove(peer_id)
+        self._fresh.extend(
+            item for item in call.ask.news if item.id in self._hot and item not in self._fresh
+        )
+        self._misses[peer_id] = self._misses.get(peer_id, 0) + 1
+        if self._misses[peer_id] < self.config.num_misses:
+            return []
+        self._misses.pop(peer_id)
+        if peer_id in self.partners:
+            self.partners.remove(peer_id)
+        return self._accuse(peer_id)
+
+    def leave(self) -> list[PeerId]:
+        """Whom to tell that this peer goes."""
+        return self._neighbours()
+
+    # Questions of the driver.
+
+    def whom_to_ask(self, tried: Iterable[PeerId]) -> list[PeerId]:
+        """Three peers that may know what this table lacks; contacts where it is empty."""
+        excluded = {self.peer_id, *tried}
+        chosen: list[PeerId] = []
+        for _ in range(4 * self.config.num_contacts):
+            item = self.table.random_member(self._random)
+            if item is None:
+                break
+            if item.author not in excluded and item.author not in chosen:
+                chosen.append(item.author)
+            if len(chosen) == self.config.num_contacts:
+                return chosen
+        others = [peer for peer in self._contacts if peer not in excluded and peer not in chosen]
+        return (chosen + others)[: self.config.num_contacts]
+
+    # Within.
+
+    def _start_over(self) -> None:
+        """After a long sleep: who died meanwhile must not be brought back by us. Join anew."""
+        known = [item.author for item in self.table.members() if item.author != self.peer_id]
+        self._random.shuffle(known)
+        self._seed += 1
+        self.table = Table(self.peer_id, self.config, seed=self._seed)
+        self.partners, self._watched, self._round, self._fresh = [], [], [], []
+        self._hot.clear()
+        self._hot_until.clear()
+        self._misses.clear()
+        self._waiting.clear()
+        for peer_id in known[:MAX_CONTACTS]:
+            self.meet(peer_id)
+        self.is_complete = False
+        self._num_pending = 0
+        self._renew_at = 0.0  # others take us for dead
+
+    def _renewal(self, own: Item) -> float:
+        """When to sign our record again; not everyone at once."""
+        left = self.config.renew_fraction * self._random.uniform(0.7, 1.3)
+        return own.expires_at - left * self.config.lifetime_s
+
+    def _own_records(self) -> tuple[Item, ...]:
+        own = self.table.member(self.peer_id)
+        return (own,) if own is not None else ()
+
+    def _neighbours(self) -> list[PeerId]:
+        return list(dict.fromkeys((*self._watched, *self.partners)))
+
+    def _believe(self, item: Item, now: float) -> bool:
+        """Take an item into the table and among the news."""
+        if not self.table.add(item, now):
+            return False
+        self._hot[item.id] = item
+        self._hot_until.append((now + self.config.hot_s, item.id))
+        self._fresh.append(item)
+        if len(self._hot) > MAX_HOT:
+            self._hot.pop(next(iter(self._hot)))
+        return True
+
+    def _take(self, items: Sequence[Item], now: float) -> list[Effect]:
+        """Believe what others brought; answer accusations of ourselves."""
+        effects: list[Effect] = []
+        is_bulk = len(items) > MAX_NEWS  # it spreads by reconciling: see `_even_out`
+        for item in items:
+            if is_bulk:
+                self.table.add(item, now)
+            elif self._believe(item, now) and item.subject and not item.is_member:
+                effects += self._refute(item, now)
+        return effects
+
+    def _refute(self, gone: Item, now: float) -> list[Effect]:
+        own = self.table.member(self.peer_id)
+        is_meant = own is not None and own.subject == gone.subject
+        if not is_meant or gone.author == self.peer_id or now < self._refute_at:
+            return []
+        self._refute_at = now + self.config.refute_s
+        return [Renew()]
+
+    def _cool(self, now: float) -> None:
+        while self._hot_until and self._hot_until[0][0] <= now:
+            self._hot.pop(self._hot_until.popleft()[1], None)
+        self._fresh = [item for item in self._fresh if item.id in self._hot]
+        while self.table.lost and self.table.lost[0].expires_at <= now:
+            self.table.lost.popleft()
+
+    def _look_around(self, now: float) -> None:
+        """Keep neighbours: those before us on the ring, and a random choice of all."""
+        if self._ring_version != self.table.ring_version:
+            self._ring_version = self.table.ring_version
+            if self._is_watcher:
+                watched = self.table.watched_by(self._position, self.config.num_watched)
+                self._watched = [item.author for item in watched]
+            self.partners = [peer for peer in self.partners if self.table.member(peer)]
+        if now >= self._rotate_at:
+            # The first time for all at once would be a burst.
+            self._rotate_at = now + self.config.rotate_s * self._random.uniform(0.5, 1.0)
+            del self.partners[:1]
+        for _ in range(2 * self.config.num_partners):
+            if len(self.partners) >= self.config.num_partners:
+                break
+            item = self.table.random_member(self._random)
+            if item is not None and item.author not in self.partners:
+                self.partners.append(item.author)
+
+    def _next_target(self) -> tuple[PeerId | None, tuple[int, ...]]:
+        """Whom to call, and what to ask of it."""
+        for peer_id in self._watched:
+            if self._misses.get(peer_id) and peer_id not in self._waiting:
+                return peer_id, ()  # is it dead? ask again soon
+        offer = self._best_offer()
+        if offer is not None:
+            return offer
+        if not self._round:
+            self._round = self._neighbours()
+            self._random.shuffle(self._round)
+            self._round += self._strangers()
+        while self._round:
+            target = self._round.pop(0)
+            if target not in self._waiting:
+                return target, ()
+        return None, ()
+
+    def _note_offers(self, caller: PeerId, ask: Ask) -> None:
+        """A caller has news that we lack: our next call goes to it."""
+        for item_id in ask.have:
+            if len(self._offers) < MAX_OFFERS and self.table.lacks(item_id):
+                self._offers[item_id] = caller
+
+    def _best_offer(self) -> tuple[PeerId, tuple[int, ...]] | None:
+        """At most every other call follows an offer: a liar cannot have all of them."""
+        offers = {i: p for i, p in self._offers.items() if self.table.lacks(i)}
+        self._offers.clear()
+        self._was_offer = bool(offers) and not self._was_offer
+        if not self._was_offer:
+            self._offers = offers
+            return None
+        peer_id = self._random.choice(list(offers.values()))
+        if peer_id in self._waiting:
+            return None
+        return peer_id, tuple(i for i, p in offers.items() if p == peer_id)[:MAX_WANT]
+
+    def _introduce(self, now: float) -> list[Effect]:
+        """A newcomer that is complete tells its neighbours of itself."""
+        self._look_around(now)
+        news = self._own_records()
+        if not news:
+            return []
+        self._fresh = [item for item in self._fresh if item is not news[0]]
+        ask = Ask(have=tuple(self._hot)[-MAX_HAVE:], news=news)
+        return [Call(peer_id, ask) for peer_id in self._neighbours()]
+
+    def _strangers(self) -> list[PeerId]:
+        """One that was taken for dead, and one met elsewhere that is not in the table."""
+        chosen = []
+        if self.table.lost and self._random.random() < LOST_SHARE:
+            chosen.append(self._random.choice(self.table.lost).author)
+        unknown = [peer for peer in self._contacts if self.table.member(peer) is None]
+        if unknown:
+            chosen.append(self._random.choice(unknown))
+        return chosen
+
+    def _exchange(self, target: PeerId, want: tuple[int, ...], now: float) -> Ask:
+        sums = None
+        if self.table.member(target) is None:  # it may belong to another swarm
+            sums = self.table.sums()
+        elif now >= self._reconcile_at:
+            self._reconcile_at = now + self.config.reconcile_s * self._random.uniform(0.8, 1.2)
+            sums = self.table.sums()
+        news = _within(self._fresh, MAX_NEWS_BYTES)[:MAX_NEWS]
+        self._fresh = self._fresh[len(news) :]
+        told = {item.id for item in news}
+        have = [item_id for item_id in self._hot if item_id not in told]
+        return Ask(have=tuple(have[-MAX_HAVE:]), sums=sums, want=want, news=news)
+
+    def _even_out(self, call: Call, told: Told) -> list[Effect]:
+        """Fetch what only the other has, hand over what only we have."""
+        theirs = set(told.ids)
+        lacking = [item_id for item_id in told.ids if self.table.lacks(item_id)]
+        if call.share >= 0:  # a newcomer takes a part of the table from each of its contacts
+            num = min(self.config.num_contacts, max(1, len(self._contacts)))
+            lacking = [item_id for item_id in lacking if item_id % num == call.share % num]
+        surplus = [item for item in self.table.in_buckets(told.buckets) if item.id not in theirs]
+        if call.share < 0 and max(len(lacking), len(surplus)) > MAX_NEWS:
+            self._reconcile_at = 0.0  # two swarms have met: pass it on at the pace of ticks
+        news = _within(surplus, MAX_NEWS_BYTES)[:MAX_NEWS]
+        pages = [lacking[start : start + PAGE_IDS] for start in range(0, len(lacking), PAGE_IDS)]
+        if not pages and news:
+            pages = [[]]
+        effects: list[Effect] = []
+        for number, page in enumerate(pages):
+            ask = Ask(is_exchange=False, want=tuple(page), news=news if number == 0 else ())
+            if call.share >= 0:
+                self._num_pending += 1
+            effects.append(Call(call.peer_id, ask, share=call.share))
+        return effects
+
+    def _keep_found(self, peer_id: PeerId) -> None:
+        """A peer that was taken for dead has answered: stay in touch until it is listed again."""
+        for item in list(self.table.lost):
+            if item.author == peer_id:
+                self.table.lost.remove(item)
+                self.meet(peer_id)
+                self._reconcile_at = 0.0
+
+    def _accuse(self, peer_id: PeerId) -> list[Effect]:
+        accused = self.table.member(peer_id)
+        if accused is None or peer_id not in self._watched:
+            return []
+        seq = accused.record.sequence
+        if self._accused.get(peer_id) == seq:
+            return []
+        self._accused[peer_id] = seq
+        if len(self._accused) > MAX_CONTACTS:
+            del self._accused[next(iter(self._accused))]
+        return [Accuse(accused)]
+
+
+def _within(items: Sequence[Item], max_bytes: int) -> tuple[Item, ...]:
+    """The first items that together have at most so many bytes."""
+    total = 0
+    for number, item in enumerate(items):
+        total += item.num_bytes
+        if total > max_bytes:
+            return tuple(items[:number])
+    return tuple(items)

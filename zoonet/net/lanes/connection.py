@@ -1,0 +1,194 @@
+"""A connected socket that one thread uses, with blocking calls, and any thread may abort."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import select
+import socket
+import ssl
+import struct
+import threading
+import time
+from typing import Final
+
+from zoonet.crypto import PeerId, short
+from zoonet.errors import PeerTimeout, StreamClosed, TransportError
+from zoonet.transport.streams import Buffer
+
+KEEPALIVE_IDLE_S: Final = 10
+KEEPALIVE_INTERVAL_S: Final = 5
+KEEPALIVE_COUNT: Final = 3
+USER_TIMEOUT_MS: Final = 15_000  # for sent bytes to be acknowledged
+# Bytes that the kernel may hold unsent: what waits above it can still be dropped.
+NOT_SENT_BYTES: Final = 256 * 1024
+MIN_RTT_OFFSET: Final = 148  # in Linux' struct tcp_info
+SMOOTHED_RTT_OFFSET: Final = 68
+
+
+def tune(connection: socket.socket) -> None:
+    """Set what every bulk TCP connection has.
+
+    Buffer sizes are left alone: the kernel grows them to the bandwidth-delay product up to
+    tcp_rmem and tcp_wmem, while setting them would switch that off and stop at rmem_max.
+    """
+    options = (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", KEEPALIVE_COUNT),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", USER_TIMEOUT_MS),
+        (socket.IPPROTO_TCP, "TCP_NOTSENT_LOWAT", NOT_SENT_BYTES),
+    )
+    for level, name, value in options:
+        if (option := getattr(socket, name, None)) is not None:
+            with contextlib.suppress(OSError):  # not on every system
+                connection.setsockopt(level, option, value)
+
+
+class Doorbell:
+    """Wakes a thread that waits for a socket. Anyone may ring."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self._read = self._write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._read, False)
+            os.set_blocking(self._write, False)
+
+    def fileno(self) -> int:
+        return self._read
+
+    def ring(self) -> None:
+        """Let the next or current wait end."""
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+
+    def clear(self) -> None:
+        """Forget all rings so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
+
+    def close(self) -> None:
+        """Let go of the descriptors; nobody may ring any more."""
+        for descriptor in {self._read, self._write}:
+            os.close(descriptor)
+
+
+class Ear:
+    """When a byte of a peer came last, on the monotonic clock; never yet at first."""
+
+    def __init__(self) -> None:
+        self.heard_s = -math.inf
+
+
+class Connection:
+    """A TLS or local socket to a known peer. Errors are PeerTimeout and StreamClosed.
+
+    Only the thread that uses it may `close`; `abort` wakes that thread from elsewhere.
+    """
+
+    def __init__(self, sock: socket.socket, peer_id: PeerId, *, stall_timeout_s: float) -> None:
+        sock.settimeout(stall_timeout_s)
+        self.socket = sock
+        self.peer_id = peer_id
+        self.ear = Ear()
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def write(self, payload: Buffer) -> None:
+        """Hand everything to the kernel; each call may take the stall timeout."""
+        try:
+            self.socket.sendall(payload)
+        except TimeoutError as error:
+            raise PeerTimeout(f"peer={short(self.peer_id)} takes no bytes") from error
+        except (OSError, ValueError) as error:
+            raise self.lost(error) from error
+
+    def read(self, target: memoryview, deadline: float) -> None:
+        """Fill the target before `deadline`. Also raises PeerTimeout where no byte moves."""
+        receive, now, ear = self.socket.recv_into, time.monotonic, self.ear
+        num_bytes, size = 0, len(target)
+        try:
+            while num_bytes < size:
+                num_new = receive(target[num_bytes:])
+                num_bytes += num_new
+                if not num_new:
+                    raise StreamClosed(f"peer={short(self.peer_id)} ended in a message")
+                ear.heard_s = now()
+                if ear.heard_s > deadline:
+                    raise PeerTimeout(f"peer={short(self.peer_id)} sends too slowly")
+        except TimeoutError as error:
+            raise PeerTimeout(f"peer={short(self.peer_id)} stalled in a message") from error
+        except (OSError, ValueError) as error:
+            raise self.lost(error) from error
+
+    def read_first(self, target: memoryview) -> int:
+        """Wait, for as long as it takes, and read at least one byte; 0 where there are no more."""
+        while True:
+            try:
+                return self.socket.recv_into(target)
+            except TimeoutError:
+                continue  # an idle lane
+            except (OSError, ValueError) as error:
+                raise self.lost(error) from error
+
+    def wait(self, doorbell: Doorbell) -> bool:
+        """Wait for the bell; tell whether the other side said something or has gone."""
+        poll = select.poll()
+        poll.register(doorbell, select.POLLIN)
+        poll.register(self.socket, select.POLLIN)
+        fired = {descriptor for descriptor, _ in poll.poll()}
+        if doorbell.fileno() in fired:
+            doorbell.clear()
+        return self.socket.fileno() in fired
+
+    def lost(self, error: Exception | None = None) -> TransportError:
+        """The error to raise where the connection broke."""
+        if error is None:
+            code = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            why = os.strerror(code) if code else "the other side has gone"
+        else:
+            why = _words(error)
+        return StreamClosed(f"peer={short(self.peer_id)} lane broke: {why}")
+
+    def rtt_s(self) -> float:
+        """Least round trip lately, in seconds; 0 where the kernel does not tell."""
+        info = tcp_info(self.socket)
+        if len(info) < MIN_RTT_OFFSET + 4:
+            return 0.0
+        (least_us,) = struct.unpack_from("=I", info, MIN_RTT_OFFSET)
+        (smoothed_us,) = struct.unpack_from("=I", info, SMOOTHED_RTT_OFFSET)
+        return float(min(least_us, smoothed_us) or smoothed_us) / 1e6
+
+    def abort(self) -> None:
+        """Break it off, from any thread: whoever reads or writes gets StreamClosed."""
+        with self._lock, contextlib.suppress(OSError):
+            if not self._is_closed:
+                socket.socket.shutdown(self.socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of the socket. What the kernel has still leaves. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            self.socket.close()
+
+
+def tcp_info(connection: socket.socket) -> bytes:
+    """The kernel's `struct tcp_info`, empty where there is none."""
+    option = getattr(socket, "TCP_INFO", None)
+    if option is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return b""
+    try:
+        return connection.getsockopt(socket.IPPROTO_TCP, option, 256)
+    except OSError:
+        return b""
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS {error.reason or error}".replace("_", " ").lower()
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,134 @@
+"""The receiving end of a lane: each of its connections has a thread that feeds the sink."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from zoonet.crypto import PeerId, short
+from zoonet.errors import ProtocolViolation, StreamClosed, TransportError, ZoonetError
+from zoonet.net.lanes.connection import Connection
+from zoonet.net.lanes.links import LinkMeter
+from zoonet.transport.lanes import Path, Sink
+
+FIRST_PAUSE_S: Final = 0.0005  # before a sink is asked again where a payload goes
+LONGEST_PAUSE_S: Final = 0.02
+
+log = logging.getLogger(__name__)
+
+
+class ReceivingPipe(Protocol):
+    """A connection that brings messages. One thread uses it; errors are ZoonetErrors."""
+
+    path: Path
+    connection: Connection
+
+    def next(self) -> tuple[bytes, int] | None:
+        """Wait for a message and return its header and payload size; None at the end."""
+        ...
+
+    def read_into(self, target: memoryview) -> None:
+        """Read the payload of that message, which has exactly the target's size."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection, from the thread that used it."""
+        ...
+
+
+class IncomingLane:
+    """What arrives from one peer for one channel, over one or several connections."""
+
+    def __init__(
+        self,
+        peer_id: PeerId,
+        channel: str,
+        sink_of: Callable[[str], Sink | None],
+        meter: LinkMeter,
+        patience_s: float,
+    ) -> None:
+        self.peer_id = peer_id
+        self.channel = channel
+        self._sink_of = sink_of
+        self._meter = meter
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._pipes: set[ReceivingPipe] = set()
+
+    def run(self, pipe: ReceivingPipe) -> None:
+        """Receive until the connection ends, in the calling thread, and close it."""
+        with self._lock:
+            is_late = self._ended.is_set()
+            if not is_late:
+                self._pipes.add(pipe)
+        error: ZoonetError | None = None
+        try:
+            self._meter.meets(pipe.connection, pipe.path)
+            if not is_late:
+                self._receive_all(pipe)
+        except ZoonetError as failure:
+            error = failure
+        except Exception as failure:
+            # The boundary of a thread: a bug of a sink ends its own lane, loudly.
+            log.exception("a lane from peer=%s failed", short(self.peer_id))
+            error = TransportError(f"peer={short(self.peer_id)} lane failed: {failure!r}")
+        pipe.close()
+        self._leave(pipe, error)
+
+    def abort(self) -> None:
+        """End it from our side: its sink is told nothing more."""
+        self._ended.set()
+        with self._lock:
+            for pipe in self._pipes:
+                pipe.connection.abort()
+
+    def _leave(self, pipe: ReceivingPipe, error: ZoonetError | None) -> None:
+        with self._lock:
+            self._pipes.discard(pipe)
+            if self._ended.is_set() or (error is None and self._pipes):
+                return
+            self._ended.set()
+            for other in self._pipes:
+                other.connection.abort()
+        reason = error or StreamClosed(f"peer={short(self.peer_id)} ended the lane")
+        log.debug("lane from peer=%s ended: %s", short(self.peer_id), reason)
+        if (sink := self._sink_of(self.channel)) is not None:
+            sink.ended(self.peer_id, reason)
+
+    def _receive_all(self, pipe: ReceivingPipe) -> None:
+        received, peer_id = self._meter.received, self.peer_id
+        while (message := pipe.next()) is not None:
+            header, num_bytes = message
+            sink = self._sink_of(self.channel)
+            if sink is None or self._ended.is_set():
+                raise StreamClosed(f"channel {self.channel!r} is served no more")
+            target = self._admitted(sink, header, num_bytes)
+            if num_bytes:
+                received.begin()
+                try:
+                    pipe.read_into(target)
+                finally:
+                    received.end(num_bytes)
+            sink.arrived(peer_id, header)
+
+    def _admitted(self, sink: Sink, header: bytes, num_bytes: int) -> memoryview:
+        target = sink.admit(self.peer_id, header, num_bytes)
+        if target is None:
+            target = self._admitted_later(sink, header, num_bytes)
+        if target.nbytes != num_bytes or target.readonly:
+            raise ValueError(f"a sink gave {target.nbytes} bytes for a payload of {num_bytes}")
+        return target.cast("B") if num_bytes else target
+
+    def _admitted_later(self, sink: Sink, header: bytes, num_bytes: int) -> memoryview:
+        deadline, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        while time.monotonic() < deadline:
+            if self._ended.wait(pause_s):
+                raise StreamClosed("the lane was ended here")
+            if (target := sink.admit(self.peer_id, header, num_bytes)) is not None:
+                return target
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        raise ProtocolViolation(self.peer_id, "a message that nobody here waits for")

@@ -1,0 +1,131 @@
+"""What real traffic tells of the link to a peer: its round trip and how fast it carries bytes."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from zoonet.net.lanes.connection import Connection, Ear, tcp_info
+from zoonet.transport.lanes import LinkStats, Path
+
+SAMPLE_BYTES: Final = 1024 * 1024  # received before a rate is believed
+KERNEL_SAMPLE_BYTES: Final = 256 * 1024
+KERNEL_INTERVAL_S: Final = 0.1
+RISE: Final = 0.5  # how much of a sample counts that is above, or below, what was believed:
+FALL: Final = 0.1  # a link is as fast as its best moments, others may have used it in between
+_ACKED_AND_BUSY: Final = ((120, "=Q"), (168, "=Q"))  # in Linux' struct tcp_info: bytes and us
+
+
+def smoothed(believed: float, sample: float) -> float:
+    """What to believe of a rate after another sample of it."""
+    if believed <= 0:
+        return sample
+    return believed + (RISE if sample > believed else FALL) * (sample - believed)
+
+
+class Rate:
+    """Bytes a second while at least one connection is busy. Thread-safe."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._lock = threading.Lock()
+        self._num_busy = 0
+        self._since = 0.0
+        self._busy_s = 0.0
+        self._num_bytes = 0
+        self.bytes_per_s = 0.0
+
+    def begin(self) -> None:
+        """A connection starts to carry something."""
+        with self._lock:
+            if not self._num_busy:
+                self._since = self._now()
+            self._num_busy += 1
+
+    def end(self, num_bytes: int) -> None:
+        """It has carried that much."""
+        with self._lock:
+            now = self._now()
+            self._num_busy -= 1
+            self._busy_s += now - self._since
+            self._since = now
+            self._num_bytes += num_bytes
+            if self._num_bytes >= SAMPLE_BYTES and self._busy_s > 0:
+                sample = self._num_bytes / self._busy_s
+                self.bytes_per_s = smoothed(self.bytes_per_s, sample)
+                self._num_bytes, self._busy_s = 0, 0.0
+
+
+class LinkMeter:
+    """The figures of one peer. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_connection: dict[Connection, float] = {}
+        self._kernel_up = 0.0
+        self.sent = Rate()  # as far as this process can tell: until the kernel has taken it
+        self.received = Rate()
+        self.ear = Ear()
+        self.rtt_s = 0.0
+        self.path: Path | None = None  # no lane yet
+
+    def meets(self, connection: Connection, path: Path) -> None:
+        """A connection to the peer begins to carry a lane."""
+        connection.ear = self.ear
+        self.path = path
+        self.rtt_s = connection.rtt_s() or self.rtt_s
+
+    def sends_at(self, connection: Connection, bytes_per_s: float) -> None:
+        """One of the connections to the peer sends at that rate, by the kernel's own account."""
+        with self._lock:
+            self._by_connection[connection] = bytes_per_s
+            self._kernel_up = smoothed(self._kernel_up, sum(self._by_connection.values()))
+
+    def forget(self, connection: Connection) -> None:
+        """The connection is gone."""
+        with self._lock:
+            self._by_connection.pop(connection, None)
+
+    def stats(self) -> LinkStats:
+        """The figures now; zero where nothing is known."""
+        return LinkStats(
+            rtt_s=self.rtt_s,
+            up_bytes_per_s=self._kernel_up or self.sent.bytes_per_s,
+            down_bytes_per_s=self.received.bytes_per_s,
+            path=self.path or "stream",
+        )
+
+
+class KernelProbe:
+    """Asks the kernel now and then how fast a TCP connection sends while it has something to."""
+
+    def __init__(self, connection: Connection, meter: LinkMeter) -> None:
+        self._connection = connection
+        self._meter = meter
+        self._next = 0.0
+        self._acked_bytes = self._busy_us = 0
+
+    def look(self) -> None:
+        """Take a sample if it is time for one. Costs a microsecond."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + KERNEL_INTERVAL_S
+        info = tcp_info(self._connection.socket)
+        if len(info) < 176:
+            return
+        acked_bytes, busy_us = (
+            int(struct.unpack_from(kind, info, offset)[0]) for offset, kind in _ACKED_AND_BUSY
+        )
+        new_bytes, new_us = acked_bytes - self._acked_bytes, busy_us - self._busy_us
+        if new_bytes >= KERNEL_SAMPLE_BYTES and new_us > 0:
+            self._meter.sends_at(self._connection, new_bytes / new_us * 1e6)
+            self._meter.rtt_s = self._connection.rtt_s() or self._meter.rtt_s
+            self._acked_bytes, self._busy_us = acked_bytes, busy_us
+
+    def close(self) -> None:
+        """Forget the connection's rate."""
+        self._meter.forget(self._connection)

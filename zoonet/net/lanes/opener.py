@@ -1,0 +1,192 @@
+"""Opening a lane: shared memory if the peer is on this machine, else TLS, dialled from any side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from zoonet.crypto import PeerId, short
+from zoonet.errors import PeerTimeout, PeerUnreachable, ProtocolViolation, TransportError
+from zoonet.net.lanes.certificates import check_certificate
+from zoonet.net.lanes.connection import Connection
+from zoonet.net.lanes.dial import Knock, dial, dialable, in_thread, knock_locally, race
+from zoonet.net.lanes.messages import ASK, DIAL_BACK, Ask, DialBack, Dialling, Offer, Place
+from zoonet.net.lanes.outgoing import OutgoingLane
+from zoonet.net.lanes.places import direct_hosts, is_near
+from zoonet.net.lanes.shm import ShmSender
+from zoonet.net.lanes.station import STAGGER_S, Link, Station
+from zoonet.net.lanes.tls import TlsSender
+from zoonet.net.lanes.tokens import Expected
+from zoonet.transport import Refused, call
+from zoonet.transport.lanes import LaneEnded, Path
+
+CALL_TIMEOUT_S: Final = 15.0
+
+log = logging.getLogger(__name__)
+
+
+class Opening:
+    """One attempt to open a lane."""
+
+    def __init__(self, station: Station, peer_id: PeerId, channel: str, on_end: LaneEnded) -> None:
+        self._station = station
+        self._config = station.config
+        self._peer_id = peer_id
+        self._channel = channel
+        self._on_end = on_end
+        self._link: Link = station.link(peer_id)
+        self._own = station.credentials()
+        self._dialled_back: asyncio.Future[Connection]
+        self._lane_by_dial_back: OutgoingLane | None = None
+
+    async def run(self) -> OutgoingLane | None:
+        """Return a lane, or None where the peer can only be reached over streams.
+
+        Raises PeerUnreachable where it takes no lane of this channel, PeerTimeout where it is
+        silent. Safe to cancel.
+        """
+        offer = await self._ask()
+        if offer is None:
+            return None
+        try:
+            return await self._by_shm(offer) or await self._by_tls(offer)
+        except (TransportError, ProtocolViolation) as error:
+            log.info("no direct lane, peer=%s: %s", short(self._peer_id), error)
+        now = asyncio.get_running_loop().time()
+        self._link.direct_from = now + self._config.retry_direct_after_s
+        return None
+
+    async def _ask(self) -> Offer | None:
+        station, peer_id = self._station, self._peer_id
+        ask = Ask(self._own.certificate, self._channel)
+        try:
+            offer = await call(
+                station.transport, peer_id, ASK, ask, Offer, timeout_s=CALL_TIMEOUT_S
+            )
+            check_certificate(peer_id, offer.certificate, station.clock.now())
+        except Refused as error:
+            raise PeerUnreachable(f"takes no lane: {error}") from error
+        except PeerTimeout:
+            raise
+        except (TransportError, ProtocolViolation) as error:
+            log.debug("no offer of a lane, peer=%s: %s", short(peer_id), error)
+            return None
+        return offer
+
+    def _lane(self, path: Path) -> OutgoingLane:
+        return OutgoingLane(self._peer_id, path, self._on_end, self._station.live.gone)
+
+    async def _by_shm(self, offer: Offer) -> OutgoingLane | None:
+        """A lane over shared memory; None where the peer is on another machine."""
+        if not self._config.use_shm or not offer.socket_name:
+            return None
+
+        def connect() -> Connection:
+            name, token, proof = offer.socket_name, offer.token, offer.proof
+            return knock_locally(self._peer_id, name, token, proof, self._config)
+
+        try:
+            started = time.monotonic()
+            connection = await in_thread(connect, Connection.close)
+            rtt_s = time.monotonic() - started
+            lane = self._lane("shm")
+            pipe = ShmSender(connection, self._station.memory, self._link.meter)
+            self._station.live.start(lane, pipe)
+        except (TransportError, ProtocolViolation) as error:
+            log.debug("no shared memory, peer=%s: %s", short(self._peer_id), error)
+            return None
+        self._link.meter.meets(connection, "shm")
+        self._link.meter.rtt_s = rtt_s
+        return lane
+
+    async def _by_tls(self, offer: Offer) -> OutgoingLane:
+        """A lane over TLS. Raises TransportError or ProtocolViolation."""
+        if not self._config.use_direct:
+            raise PeerUnreachable("direct connections are switched off")
+        knock = Knock(self._peer_id, self._own, offer.certificate, offer.token)
+        attempts = [
+            self._dial_after(number * STAGGER_S, place, knock)
+            for number, place in enumerate(await self._places_of(offer))
+        ]
+        if self._station.door.places:
+            delay_s = self._config.head_start_s if attempts else 0.0
+            attempts.append(self._be_dialled(delay_s, offer.certificate))
+        try:
+            async with asyncio.timeout(self._config.direct_timeout_s):
+                place, connection = await race(attempts, lambda found: found[1].close())
+        except TimeoutError as error:
+            raise PeerUnreachable("neither side reaches the other in time") from error
+        lane = self._lane("direct")
+        self._station.live.start(lane, TlsSender(connection, self._link.meter))
+        self._link.meter.meets(connection, "direct")
+        if place is None:
+            self._lane_by_dial_back = lane
+        elif connection.rtt_s() >= self._config.long_rtt_s:
+            for _ in range(self._config.num_stripes - 1):
+                self._station.scope.spawn(self._add_stripe(lane, place, knock), name="stripe")
+        return lane
+
+    async def _places_of(self, offer: Offer) -> list[Place]:
+        """Where to dial: first where the transport reaches the peer already, then as it says."""
+        routes = await self._station.routes(self._peer_id)
+        ports = dict.fromkeys(place.port for place in offer.places)
+        reached = [Place(host, port) for host in direct_hosts(routes) for port in ports]
+        return dialable([*reached, *offer.places], is_near=is_near(routes))
+
+    async def _dial_after(
+        self, delay_s: float, place: Place, knock: Knock
+    ) -> tuple[Place | None, Connection]:
+        await asyncio.sleep(delay_s)
+        return place, await dial(place, knock, self._config)
+
+    async def _add_stripe(self, lane: OutgoingLane, place: Place, knock: Knock) -> None:
+        try:
+            connection = await dial(place, knock, self._config)
+        except (TransportError, ProtocolViolation) as error:
+            log.debug("one connection less, peer=%s: %s", short(self._peer_id), error)
+            return
+        self._station.live.extend(lane, TlsSender(connection, self._link.meter))
+
+    async def _be_dialled(
+        self, delay_s: float, certificate: bytes
+    ) -> tuple[Place | None, Connection]:
+        """Ask the other side to dial, and wait until it comes."""
+        await asyncio.sleep(delay_s)
+        station, loop = self._station, asyncio.get_running_loop()
+        self._dialled_back = loop.create_future()
+
+        def welcome(connection: Connection) -> None:
+            try:
+                loop.call_soon_threadsafe(self._arrived, connection)
+            except RuntimeError:  # the loop has closed
+                connection.close()
+
+        token = station.book.issue(Expected(self._peer_id, self._own, certificate, b"", welcome))
+        request = DialBack(self._own.certificate, self._channel, token, station.places())
+        try:
+            await call(
+                station.transport,
+                self._peer_id,
+                DIAL_BACK,
+                request,
+                Dialling,
+                timeout_s=CALL_TIMEOUT_S,
+            )
+            return None, await self._dialled_back
+        except BaseException:
+            station.book.revoke(token)
+            if self._dialled_back.cancel() is False and not self._dialled_back.cancelled():
+                self._dialled_back.result().close()
+            raise
+
+    def _arrived(self, connection: Connection) -> None:
+        """The other side has dialled, and shown what it should."""
+        lane = self._lane_by_dial_back
+        if not self._dialled_back.done():
+            self._dialled_back.set_result(connection)
+        elif lane is not None and lane.num_connections < self._config.num_stripes:
+            self._station.live.extend(lane, TlsSender(connection, self._link.meter))
+        else:
+            connection.close()

@@ -1,0 +1,208 @@
+"""The sending end of a lane: a queue, and a thread for each of its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from zoonet.crypto import PeerId, short
+from zoonet.errors import StreamClosed, ZoonetError
+from zoonet.net.lanes.connection import Connection, Doorbell
+from zoonet.transport.lanes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, LaneEnded, Path
+from zoonet.transport.streams import Buffer
+
+CLOSE_S: Final = 2.0  # for what was posted to leave after a close
+
+log = logging.getLogger(__name__)
+
+
+class SendingPipe(Protocol):
+    """A connection that carries messages away. One thread uses it; errors are ZoonetErrors."""
+
+    connection: Connection
+
+    def send(self, header: bytes, payload: memoryview) -> int:
+        """Send a message. Returns how many payload bytes, of this and former ones, have left."""
+        ...
+
+    def wait(self, doorbell: Doorbell) -> int:
+        """Wait until rung. Returns how many bytes left meanwhile; raises where the lane broke."""
+        ...
+
+    def flush(self) -> int:
+        """Wait until everything has left, and return how many bytes that was."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection, from the thread that used it."""
+        ...
+
+
+class OutgoingLane:
+    """A `Lane` over one or several connections that share a queue."""
+
+    def __init__(
+        self,
+        peer_id: PeerId,
+        path: Path,
+        on_end: LaneEnded,
+        on_gone: Callable[[OutgoingLane], None],
+    ) -> None:
+        self.path = path
+        self._peer_id = peer_id
+        self._on_end = on_end
+        self._on_gone = on_gone
+        self._lock = threading.Lock()
+        self._queue: deque[tuple[bytes, memoryview]] = deque()
+        self._unsent_bytes = 0
+        self._pipes: dict[SendingPipe, Doorbell] = {}
+        self._idle: list[Doorbell] = []
+        self._is_closing = False  # by ourselves, or because it broke
+        self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self._unsent_bytes
+
+    @property
+    def num_connections(self) -> int:
+        """Over how many connections it sends now."""
+        return len(self._pipes)
+
+    def add(self, pipe: SendingPipe) -> None:
+        """Send over this connection too. A lane that has ended closes it at once."""
+        with self._lock:
+            if not self._is_closing:
+                self._pipes[pipe] = doorbell = Doorbell()
+                thread = threading.Thread(
+                    target=self._run, args=(pipe, doorbell), name="lane-out", daemon=True
+                )
+                thread.start()
+                return
+        pipe.close()
+
+    def post(self, header: bytes, payload: Buffer) -> None:
+        view = memoryview(payload)
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        if len(header) > MAX_HEADER_BYTES or len(view) > MAX_PAYLOAD_BYTES:
+            raise ValueError(f"a message of {len(header)} + {len(view)} bytes is too large")
+        with self._lock:
+            if self._is_closing:
+                return
+            self._queue.append((header, view))
+            self._unsent_bytes += len(view)
+            if self._idle:
+                self._idle.pop().ring()
+
+    def drop(self) -> None:
+        with self._lock:
+            self._forget_queue()
+
+    def _forget_queue(self) -> None:
+        self._unsent_bytes -= sum(len(payload) for _, payload in self._queue)
+        self._queue.clear()
+
+    async def close(self) -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        with self._lock:
+            self._is_closing = True
+            self._ring_all()
+            if not self._pipes:
+                return
+            self._waiting.append((loop, done))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await done.wait()
+                return
+        self.abort()
+        await done.wait()
+
+    def abort(self) -> None:
+        """End it at once, without a word to its owner."""
+        with self._lock:
+            self._is_closing = True
+            self._forget_queue()
+            self._ring_all()
+            pipes = list(self._pipes)
+            for pipe in pipes:
+                pipe.connection.abort()
+
+    def _ring_all(self) -> None:
+        while self._idle:
+            self._idle.pop().ring()
+
+    def _run(self, pipe: SendingPipe, doorbell: Doorbell) -> None:
+        error: ZoonetError | None = None
+        try:
+            self._send_all(pipe, doorbell)
+        except ZoonetError as failure:
+            error = failure
+        except Exception as failure:
+            # The boundary of a thread: a bug ends its own lane, loudly.
+            log.exception("a lane to peer=%s failed", short(self._peer_id))
+            error = StreamClosed(f"peer={short(self._peer_id)} lane failed: {failure!r}")
+        self._leave(pipe, doorbell, error)
+
+    def _send_all(self, pipe: SendingPipe, doorbell: Doorbell) -> None:
+        while True:
+            with self._lock:
+                message = self._queue.popleft() if self._queue else None
+                is_closing = self._is_closing
+                if message is None and not is_closing:
+                    self._idle.append(doorbell)
+            if message is not None:
+                self._left(pipe.send(*message))
+            elif is_closing:
+                self._left(pipe.flush())
+                return
+            else:
+                self._left(self._sleep(pipe, doorbell))
+
+    def _sleep(self, pipe: SendingPipe, doorbell: Doorbell) -> int:
+        try:
+            return pipe.wait(doorbell)
+        finally:
+            with self._lock:
+                if doorbell in self._idle:
+                    self._idle.remove(doorbell)
+
+    def _left(self, num_bytes: int) -> None:
+        if num_bytes:
+            with self._lock:
+                self._unsent_bytes -= num_bytes
+
+    def _leave(self, pipe: SendingPipe, doorbell: Doorbell, error: ZoonetError | None) -> None:
+        """The thread of a connection ends; where it broke, the lane ends with it."""
+        with self._lock:
+            tells = error is not None and not self._is_closing
+            self._is_closing = True
+            if error is not None:
+                self._forget_queue()
+                for other in self._pipes:
+                    other.connection.abort()
+            self._ring_all()
+        pipe.close()
+        with self._lock:
+            del self._pipes[pipe]
+            doorbell.close()
+            is_last = not self._pipes
+            if is_last:
+                self._unsent_bytes = 0
+            waiting, self._waiting = (self._waiting, []) if is_last else ([], self._waiting)
+        if is_last:
+            self._on_gone(self)
+        if tells and error is not None:
+            log.debug("lane to peer=%s ended: %s", short(self._peer_id), error)
+            self._on_end(self, error)
+        for loop, done in waiting:
+            with contextlib.suppress(RuntimeError):  # a loop that has closed
+                loop.call_soon_threadsafe(done.set)

@@ -1,0 +1,99 @@
+"""Messages over a TLS connection.
+
+A message is its header's length (2 bytes, big-endian), its payload's (4 bytes), the header and
+the payload. Payloads are read straight to where they belong, and sent from where they are.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import Final
+
+from zoonet.errors import ProtocolViolation
+from zoonet.net.lanes.config import LanesConfig
+from zoonet.net.lanes.connection import Connection, Doorbell
+from zoonet.net.lanes.links import KernelProbe, LinkMeter
+from zoonet.transport.lanes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Path
+
+PREFIX: Final = struct.Struct(">HI")
+JOINED_BYTES: Final = 8 * 1024  # payloads up to this size share a TLS record with their header
+PIECE_BYTES: Final = 256 * 1024  # handed over at once; the stall timeout is for one of these
+
+
+def check_sizes(connection: Connection, header_bytes: int, payload_bytes: int) -> None:
+    """Raise ProtocolViolation for a message that is too large, before any of it is read."""
+    if header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+        raise ProtocolViolation(
+            connection.peer_id,
+            f"promised a message of {header_bytes} + {payload_bytes} bytes,"
+            f" at most {MAX_HEADER_BYTES} + {MAX_PAYLOAD_BYTES}",
+        )
+
+
+class TlsSender:
+    """A `SendingPipe` over a TLS connection."""
+
+    def __init__(self, connection: Connection, meter: LinkMeter) -> None:
+        self.connection = connection
+        self._meter = meter
+        self._probe = KernelProbe(connection, meter)
+
+    def send(self, header: bytes, payload: memoryview) -> int:
+        write, num_bytes = self.connection.write, len(payload)
+        head = PREFIX.pack(len(header), num_bytes) + header
+        self._meter.sent.begin()
+        try:
+            if num_bytes <= JOINED_BYTES:
+                write(head + payload)
+            else:
+                write(head)
+                for start in range(0, num_bytes, PIECE_BYTES):
+                    write(payload[start : start + PIECE_BYTES])
+        finally:
+            self._meter.sent.end(num_bytes)
+        self._probe.look()
+        return num_bytes
+
+    def wait(self, doorbell: Doorbell) -> int:
+        if self.connection.wait(doorbell):
+            raise self.connection.lost()  # a receiver says nothing, so this is its end
+        return 0
+
+    def flush(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self._probe.close()
+        self.connection.close()
+
+
+class TlsReceiver:
+    """A `ReceivingPipe` over a TLS connection."""
+
+    path: Path = "direct"
+
+    def __init__(self, connection: Connection, config: LanesConfig) -> None:
+        self.connection = connection
+        self._config = config
+        self._prefix = memoryview(bytearray(PREFIX.size))
+        self._deadline = 0.0
+
+    def next(self) -> tuple[bytes, int] | None:
+        num_bytes = self.connection.read_first(self._prefix)
+        if not num_bytes:
+            return None
+        deadline = time.monotonic() + self._config.stall_timeout_s
+        self.connection.read(self._prefix[num_bytes:], deadline)
+        header_bytes, payload_bytes = PREFIX.unpack(self._prefix)
+        check_sizes(self.connection, header_bytes, payload_bytes)
+        header = bytearray(header_bytes)
+        self.connection.read(memoryview(header), deadline)
+        return bytes(header), payload_bytes
+
+    def read_into(self, target: memoryview) -> None:
+        allowed_s = len(target) / self._config.least_bytes_per_s + self._config.stall_timeout_s
+        self.connection.read(target, time.monotonic() + allowed_s)
+
+    def close(self) -> None:
+        self.connection.close()
