@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from zoonet.codecs import Codec, codec
+from zoonet.codecs import Codec, codec, encode_with_feedback
 from zoonet.exact import Vector
 
 CHUNK_VALUES = 64 * 1024  # 256 KiB of fp32
@@ -31,6 +31,7 @@ class Times:
     encode: list[float] = field(default_factory=list)
     decode: list[float] = field(default_factory=list)
     accumulate: list[float] = field(default_factory=list)
+    feedback: list[float] = field(default_factory=list)
 
 
 class Contender:
@@ -42,6 +43,7 @@ class Contender:
         self.times = Times()
         self._values_N = values_N
         self._out_N = out_N
+        self._feedback_N = np.zeros(CHUNK_VALUES, np.float32)
         chunks = range(-(-values_N.size // CHUNK_VALUES))
         room = self.codec.max_bytes(CHUNK_VALUES)
         self._buffers = [memoryview(bytearray(room)) for _ in chunks]
@@ -53,10 +55,11 @@ class Contender:
         return sum(payload.nbytes for payload in self._payloads)
 
     def measure(self) -> None:
-        """Encode, decode and accumulate the vector once each."""
+        """Encode, decode and accumulate the vector once each, and encode it with feedback."""
         self.times.encode.append(seconds(self._encode))
         self.times.decode.append(seconds(self._decode))
         self.times.accumulate.append(seconds(self._accumulate))
+        self.times.feedback.append(seconds(self._feed_back))
 
     def _encode(self) -> None:
         self._payloads = [
@@ -71,6 +74,10 @@ class Contender:
     def _accumulate(self) -> None:
         for payload, chunk in zip(self._payloads, chunks_of(self._out_N), strict=True):
             self.codec.accumulate(payload, WEIGHT, chunk, is_first=False)
+
+    def _feed_back(self) -> None:
+        for chunk, buffer in zip(chunks_of(self._values_N), self._buffers, strict=True):
+            encode_with_feedback(self.codec, chunk, self._feedback_N[: chunk.size], buffer)
 
 
 def measure(names: list[str], values_N: Vector, repeats: int) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def summary(contender: Contender, values_N: Vector) -> dict[str, Any]:
         "encode_gb_per_s": rate(times.encode, values_N.nbytes),
         "decode_gb_per_s": rate(times.decode, values_N.nbytes),
         "accumulate_gb_per_s": rate(times.accumulate, values_N.nbytes),
+        "encode_with_feedback_gb_per_s": rate(times.feedback, values_N.nbytes),
         "saturates_gbit_per_s": 8 * wire_bytes / slowest / 1e9,
     }
 

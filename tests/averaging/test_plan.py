@@ -214,6 +214,15 @@ def test_roots_of_a_site_that_died_go_to_the_sites_that_are_left_by_turns() -> N
     assert repaired.trees[:2] == (Tree(0, 2, 1, (0, 1, 2)), Tree(2, 4, 2, (0, 1, 2)))
 
 
+def test_roots_of_a_site_that_died_go_to_others_in_proportion_to_theirs() -> None:
+    ends = [8, 10, 16]
+    trees = [
+        Tree(a, b, i, (0, 1, 2)) for i, (a, b) in enumerate(zip([0, *ends], ends, strict=False))
+    ]
+    repaired = repair(Plan(tuple(P[:3]), ((0,), (1,), (2,)), tuple(trees)), {P[0]}, {P[1], P[2]})
+    assert repaired.trees[:2] == (Tree(0, 2, 1, (0, 1, 2)), Tree(2, 8, 2, (0, 1, 2)))
+
+
 def test_whoever_contributes_no_more_but_still_listens_holds_no_role() -> None:
     plan = butterfly(3, 4)
     repaired = repair(plan, (), {P[0], P[1]})

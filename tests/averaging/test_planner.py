@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.averaging.forests import everyone_is_served, names
-from zoonet.averaging.links import PeerLinks
+from zoonet.averaging.links import PeerLinks, Rates
 from zoonet.averaging.plan import (
     MAX_TREES,
     Plan,
@@ -31,7 +31,7 @@ from zoonet.averaging.planner import (
     predicted_s,
     wan_bytes,
 )
-from zoonet.averaging.slices import Crew, equal
+from zoonet.averaging.slices import Crew, equal, solve
 from zoonet.crypto import PeerId
 
 VALUES = 16 * 1024 * 1024  # 64 MiB of fp32
@@ -168,6 +168,44 @@ def test_within_a_site_the_fast_peers_speak_for_it() -> None:
     assert ups == pytest.approx([4 * VALUES / 6, 4 * VALUES / 3, 4 * VALUES / 2], rel=0.05)
 
 
+def test_owners_share_by_their_rates_where_another_line_is_the_bottleneck() -> None:
+    peers, links = swarm(1, 2, up={0: 1e6})
+    for peer, rate in zip(peers[1:], (5e6, 15e6), strict=True):
+        links[peer] = PeerLinks(near=links[peer].near, up_bytes_per_s=rate, down_bytes_per_s=rate)
+    carried = loads(planned((peers, links)), peers, PAYLOAD)
+    assert carried[2].wan_up == pytest.approx(3 * carried[1].wan_up, rel=0.05)
+
+
+def test_in_one_site_whoever_has_a_slow_network_averages_less() -> None:
+    peers, links = swarm(6)
+    for peer, rate in zip(peers, (1e6, 2e6, 2e6, 2e6, 2e6, 2e6), strict=True):
+        links[peer] = PeerLinks(near=links[peer].near, lan_bytes_per_s=rate)
+    # of two that contribute, with four that only receive: 1 + 4 x = T rate, so T = 2
+    plan = make_plan(peers[:2], peers[2:], links, VALUES)
+    assert shares(plan) == {0: 0.25, 1: 0.75}
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_shares_are_shares_and_every_root_owns_what_it_averages(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=4))
+    crews, num = [], 1
+    for contributors, followers in [(1, 0), *sizes]:
+        if contributors + followers:
+            stop = num - 1 + contributors
+            crews.append(Crew(tuple(range(num - 1, stop)), tuple(range(stop, stop + followers))))
+            num = stop + followers + 1
+    rate = st.floats(1e5, 1e8)
+    rates = [Rates(data.draw(rate), data.draw(rate), data.draw(rate)) for _ in range(num)]
+    found = solve(crews, rates, data.draw(st.floats(0.02, 4)), data.draw(st.floats(0.02, 4)))
+    assert sum(found.roots.values()) == pytest.approx(1)
+    for crew in crews:
+        if crew.contributors:
+            assert sum(found.owned[peer] for peer in crew.contributors) == pytest.approx(1)
+    for peer, share in found.roots.items():
+        assert 0 <= share <= found.owned[peer] + 1e-6
+
+
 def test_no_other_split_of_whole_chunks_over_two_roots_is_faster() -> None:
     peers, links = swarm(1, 1, 1, up={0: 5e6, 1: 9e6, 2: 3e6})
     best = predicted_s(planned((peers, links)), peers, links, PAYLOAD)
@@ -230,6 +268,8 @@ def test_followers_own_nothing_where_somebody_of_their_site_contributes() -> Non
     check_shape(plan, VALUES, contributors, "coordinator")
     everyone_is_served(plan, contributors, set())
     assert not {0, 4} & {owner for tree in plan.trees for owner in tree.owners}
+    carried = loads(plan, contributors, PAYLOAD)
+    assert (carried[0].lan_up, carried[0].lan_down) == (0, 4 * VALUES)
 
 
 def test_a_site_of_followers_shares_the_fan_out() -> None:
@@ -336,6 +376,14 @@ def test_a_plan_that_puts_everything_on_one_root_is_not_reasonable() -> None:
 def test_a_plan_that_ignores_where_peers_are_is_not_reasonable() -> None:
     peers, links = swarm(6, 6, 6, 6)
     assert not is_reasonable(make_butterfly(peers, (), links, PAYLOAD), peers, links, PAYLOAD)
+
+
+def test_a_plan_that_claims_that_all_are_neighbours_is_not_reasonable() -> None:
+    peers, links = swarm(6, 6, 6, 6)
+    everyone = dict.fromkeys(peers, PeerLinks(near=tuple(peers)))
+    plan = make_plan(peers, (), everyone, VALUES)
+    assert len(plan.sites) == 1
+    assert not is_reasonable(plan, peers, links, PAYLOAD)
 
 
 def test_a_plan_without_some_peers_is_not_reasonable() -> None:

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_experiment_on_codecs_writes_a_result(tmp_path: Path) -> None:
     out = tmp_path / "codecs.json"
     small = ["--seeds", "1", "--rounds", "1", "--repeats", "2", "--values", "70000"]
+    small += ["--no-compiling"]
     done = subprocess.run(
         [sys.executable, "-m", "experiments.codecs", "--width", "32", "--out", str(out), *small],
         cwd=ROOT,
@@ -31,4 +32,4 @@ def test_the_experiment_on_codecs_writes_a_result(tmp_path: Path) -> None:
     assert set(result["rates"]["codecs"]) == {"fp32", "fp16", "bf16", "int8", "e3m0", "topk2"}
     for one in result["rates"]["codecs"].values():
         assert one["encode_gb_per_s"]["median"] > 0
-    assert result["machine"]["commit"]
+    assert result["machine"]["num_cpus"] >= 1

@@ -44,12 +44,27 @@ def _kth_largest(numbers: Ints, k: int, lowest_bit: int) -> int:
 
 
 @inlined
-def _collect(magnitudes: Ints, lowest: int, places: Ints) -> int:
-    """Write the places of magnitudes that are at least `lowest`; return how many."""
-    count = 0
+def _collect(
+    magnitudes: Ints, lowest: int, flags: NDArray[np.uint8], hits: Ints, places: Ints
+) -> int:
+    """Write the places of magnitudes that are at least `lowest`; return how many.
+
+    No branch depends on a magnitude. Flags are looked at eight at a time, as most are not set.
+    """
     for i in range(magnitudes.size):
-        places[count] = i
-        count += magnitudes[i] >= lowest
+        flags[i] = magnitudes[i] >= lowest
+    eights = flags.view(np.int64)
+    num_hits = 0
+    for i in range(eights.size):
+        hits[num_hits] = i
+        num_hits += eights[i] != 0
+    count = 0
+    for hit in hits[:num_hits]:
+        start = hit * 8
+        eight = flags[start : start + 8]
+        for i in range(8):
+            places[count] = start + i
+            count += eight[i]
     return count
 
 
@@ -96,6 +111,8 @@ def select(
     """
     magnitudes = np.empty(BLOCK, np.int32)
     maxima = np.empty(NUM_COLUMNS, np.int32)
+    flags = np.empty(BLOCK, np.uint8)
+    hits = np.empty(BLOCK // 8 + 1, np.int32)
     candidates = np.empty(BLOCK + 1, np.int32)
     sizes = np.empty(BLOCK, np.int32)
     fixed = np.empty(PLACES, np.int64)
@@ -122,7 +139,7 @@ def select(
         # At least k columns have a value of this size, so the k largest values do too.
         k = (bits.size + PLACES - 1) // PLACES
         bound = max(_kth_largest(maxima, k, 18), int(_MIN_BITS))
-        count = _collect(magnitudes[: bits.size], bound, candidates)
+        count = _collect(magnitudes, bound, flags, hits, candidates)
         for i in range(count):
             sizes[i] = magnitudes[candidates[i]]
         smallest, num_ties = np.int32(0), k

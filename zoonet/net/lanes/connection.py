@@ -25,6 +25,7 @@ USER_TIMEOUT_MS: Final = 15_000  # for sent bytes to be acknowledged
 NOT_SENT_BYTES: Final = 256 * 1024
 MIN_RTT_OFFSET: Final = 148  # in Linux' struct tcp_info
 SMOOTHED_RTT_OFFSET: Final = 68
+TIMED_OUT: Final = (TimeoutError, BlockingIOError)  # by Python's clock, or by the kernel's
 
 
 def tune(connection: socket.socket) -> None:
@@ -92,18 +93,19 @@ class Connection:
     """
 
     def __init__(self, sock: socket.socket, peer_id: PeerId, *, stall_timeout_s: float) -> None:
-        sock.settimeout(stall_timeout_s)
+        _set_timeout(sock, stall_timeout_s)
         self.socket = sock
         self.peer_id = peer_id
         self.ear = Ear()
         self._lock = threading.Lock()
         self._is_closed = False
+        self._poll: select.poll | None = None
 
     def write(self, payload: Buffer) -> None:
         """Hand everything to the kernel; each call may take the stall timeout."""
         try:
             self.socket.sendall(payload)
-        except TimeoutError as error:
+        except TIMED_OUT as error:
             raise PeerTimeout(f"peer={short(self.peer_id)} takes no bytes") from error
         except (OSError, ValueError) as error:
             raise self.lost(error) from error
@@ -121,7 +123,7 @@ class Connection:
                 ear.heard_s = now()
                 if ear.heard_s > deadline:
                     raise PeerTimeout(f"peer={short(self.peer_id)} sends too slowly")
-        except TimeoutError as error:
+        except TIMED_OUT as error:
             raise PeerTimeout(f"peer={short(self.peer_id)} stalled in a message") from error
         except (OSError, ValueError) as error:
             raise self.lost(error) from error
@@ -130,18 +132,21 @@ class Connection:
         """Wait, for as long as it takes, and read at least one byte; 0 where there are no more."""
         while True:
             try:
-                return self.socket.recv_into(target)
-            except TimeoutError:
+                num_bytes = self.socket.recv_into(target)
+                self.ear.heard_s = time.monotonic()
+                return num_bytes
+            except TIMED_OUT:
                 continue  # an idle lane
             except (OSError, ValueError) as error:
                 raise self.lost(error) from error
 
     def wait(self, doorbell: Doorbell) -> bool:
         """Wait for the bell; tell whether the other side said something or has gone."""
-        poll = select.poll()
-        poll.register(doorbell, select.POLLIN)
-        poll.register(self.socket, select.POLLIN)
-        fired = {descriptor for descriptor, _ in poll.poll()}
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(doorbell, select.POLLIN)
+            self._poll.register(self.socket, select.POLLIN)
+        fired = [descriptor for descriptor, _ in self._poll.poll()]
         if doorbell.fileno() in fired:
             doorbell.clear()
         return self.socket.fileno() in fired
@@ -175,6 +180,17 @@ class Connection:
         with self._lock:
             self._is_closed = True
             self.socket.close()
+
+
+def _set_timeout(sock: socket.socket, timeout_s: float) -> None:
+    """Bound every call. For local sockets the kernel does that, which saves a poll each time."""
+    if sock.family != socket.AF_UNIX:
+        sock.settimeout(timeout_s)
+        return
+    sock.settimeout(None)
+    interval = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, interval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
 
 
 def tcp_info(connection: socket.socket) -> bytes:

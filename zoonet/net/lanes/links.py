@@ -12,6 +12,7 @@ from zoonet.net.lanes.connection import Connection, Ear, tcp_info
 from zoonet.transport.lanes import LinkStats, Path
 
 SAMPLE_BYTES: Final = 1024 * 1024  # received before a rate is believed
+SAMPLE_S: Final = 0.002  # busy for at least as long: memory speed is no link's speed
 KERNEL_SAMPLE_BYTES: Final = 256 * 1024
 KERNEL_INTERVAL_S: Final = 0.1
 RISE: Final = 0.5  # how much of a sample counts that is above, or below, what was believed:
@@ -45,15 +46,15 @@ class Rate:
                 self._since = self._now()
             self._num_busy += 1
 
-    def end(self, num_bytes: int) -> None:
-        """It has carried that much."""
+    def end(self, num_bytes: int, *, is_idle: bool = True) -> None:
+        """It has carried that much more, and now carries nothing, unless it goes on."""
         with self._lock:
             now = self._now()
-            self._num_busy -= 1
+            self._num_busy -= is_idle
             self._busy_s += now - self._since
             self._since = now
             self._num_bytes += num_bytes
-            if self._num_bytes >= SAMPLE_BYTES and self._busy_s > 0:
+            if self._num_bytes >= SAMPLE_BYTES and self._busy_s >= SAMPLE_S:
                 sample = self._num_bytes / self._busy_s
                 self.bytes_per_s = smoothed(self.bytes_per_s, sample)
                 self._num_bytes, self._busy_s = 0, 0.0

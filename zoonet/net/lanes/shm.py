@@ -22,18 +22,22 @@ import time
 from collections import deque
 from typing import Final
 
+from zoonet.crypto import short
 from zoonet.errors import PeerTimeout, ProtocolViolation, StreamClosed
 from zoonet.net.lanes.config import LanesConfig
-from zoonet.net.lanes.connection import Connection, Doorbell
+from zoonet.net.lanes.connection import TIMED_OUT, Connection, Doorbell
 from zoonet.net.lanes.links import LinkMeter
 from zoonet.net.lanes.memory import Segment, SharedMemory, sealed_size
-from zoonet.net.lanes.tls import JOINED_BYTES, check_sizes
+from zoonet.net.lanes.tls import check_sizes
 from zoonet.transport.lanes import Path
 
 INLINE, REFERENCE, SEGMENT, FORGET = range(4)
 FRAME: Final = struct.Struct(">BHIQQ")
 MAX_IN_FLIGHT: Final = 8  # references that were not copied yet: the others can still be dropped
 MAX_SEGMENTS: Final = 64  # that a peer may have us keep, for each lane
+JOINED_BYTES: Final = 4 * 1024  # payloads up to this size share a write with their header
+ANCILLARY_BYTES: Final = socket.CMSG_LEN(array.array("i").itemsize)  # one descriptor
+CONTROL_BYTES: Final = 4 * 1024  # read at once: several frames, if they are there
 COPIED: Final = b"\x01"
 
 
@@ -54,7 +58,8 @@ class ShmSender:
         if place is None or not self._tell(place[0]):
             return self._send_inline(header, payload)
         segment, offset = place
-        self._meter.sent.begin()
+        if not self._in_flight:
+            self._meter.sent.begin()
         self._in_flight.append(num_bytes)
         frame = FRAME.pack(REFERENCE, len(header), num_bytes, segment.number, offset)
         self.connection.write(frame + header)
@@ -95,17 +100,14 @@ class ShmSender:
         answers = self._answers[: len(self._in_flight)]
         try:
             num_answers = self.connection.socket.recv_into(answers)
-        except TimeoutError as error:
-            raise PeerTimeout(f"peer={self.connection.peer_id[-8:]} takes no bytes") from error
+        except TIMED_OUT as error:
+            raise PeerTimeout(f"peer={short(self.connection.peer_id)} takes no bytes") from error
         except OSError as error:
             raise self.connection.lost(error) from error
         if not num_answers:
-            raise StreamClosed(f"peer={self.connection.peer_id[-8:]} has gone")
-        num_bytes = 0
-        for _ in range(num_answers):
-            copied = self._in_flight.popleft()
-            self._meter.sent.end(copied)
-            num_bytes += copied
+            raise StreamClosed(f"peer={short(self.connection.peer_id)} has gone")
+        num_bytes = sum(self._in_flight.popleft() for _ in range(num_answers))
+        self._meter.sent.end(num_bytes, is_idle=not self._in_flight)
         return num_bytes
 
     def wait(self, doorbell: Doorbell) -> int:
@@ -122,8 +124,8 @@ class ShmSender:
         return num_bytes
 
     def close(self) -> None:
-        while self._in_flight:
-            self._in_flight.popleft()
+        if self._in_flight:
+            self._in_flight.clear()
             self._meter.sent.end(0)
         self.connection.close()
 
@@ -136,42 +138,38 @@ class ShmReceiver:
     def __init__(self, connection: Connection, config: LanesConfig) -> None:
         self.connection = connection
         self._config = config
+        self._control = memoryview(bytearray(CONTROL_BYTES))
+        self._first = self._last = 0  # of what was read into it and not used yet
         self._segments: dict[int, tuple[int, int]] = {}  # descriptor and size
-        self._new_fds: list[int] = []
+        self._new_fd: int | None = None  # came with a frame that was not looked at yet
         self._source: tuple[int, int] | None = None  # descriptor and offset of the next payload
 
     def next(self) -> tuple[bytes, int] | None:
-        while (frame := self._frame()) is not None:
-            kind, header_bytes, num_bytes, number, offset = frame
+        while True:
+            if self._first == self._last and not self._read_more(may_end=True):
+                return None
+            kind, header_bytes, num_bytes, number, offset = FRAME.unpack(self._take(FRAME.size))
             if kind == SEGMENT:
                 self._keep(number)
-                continue
-            if kind == FORGET:
+            elif kind == FORGET:
                 os.close(self._segment(number)[0])
                 del self._segments[number]
-                continue
-            if kind not in (INLINE, REFERENCE):
+            elif kind in (INLINE, REFERENCE):
+                check_sizes(self.connection, header_bytes, num_bytes)
+                header = bytes(self._take(header_bytes))
+                self._source = self._place(number, offset, num_bytes) if kind else None
+                return header, num_bytes
+            else:
                 raise ProtocolViolation(self.connection.peer_id, f"a frame of kind {kind}")
-            check_sizes(self.connection, header_bytes, num_bytes)
-            header = bytearray(header_bytes)
-            deadline = time.monotonic() + self._config.stall_timeout_s
-            self.connection.read(memoryview(header), deadline)
-            self._source = self._place(number, offset, num_bytes) if kind == REFERENCE else None
-            return bytes(header), num_bytes
-        return None
 
     def read_into(self, target: memoryview) -> None:
         if self._source is None:
-            allowed_s = len(target) / self._config.least_bytes_per_s
-            deadline = time.monotonic() + allowed_s + self._config.stall_timeout_s
-            self.connection.read(target, deadline)
+            self._read_inline(target)
             return
         fd, offset = self._source
         num_bytes = 0
         while num_bytes < len(target):
-            num_new = self._copy(fd, offset + num_bytes, target[num_bytes:])
-            num_bytes += num_new
-        self.connection.ear.heard_s = time.monotonic()
+            num_bytes += self._copy(fd, offset + num_bytes, target[num_bytes:])
         self.connection.write(COPIED)
 
     def _copy(self, fd: int, offset: int, target: memoryview) -> int:
@@ -183,50 +181,77 @@ class ShmReceiver:
             raise ProtocolViolation(self.connection.peer_id, "shared memory that ended")
         return num_bytes
 
-    def _frame(self) -> tuple[int, int, int, int, int] | None:
-        """The next frame's fields; a descriptor that comes with it is noted. None at the end."""
-        raw = b""
-        while len(raw) < FRAME.size:
-            part = self._receive(FRAME.size - len(raw))
-            if part is None and raw:
-                raise PeerTimeout(f"peer={self.connection.peer_id[-8:]} stalled in a message")
-            if part == b"" and raw:
-                raise StreamClosed(f"peer={self.connection.peer_id[-8:]} ended in a message")
-            if part == b"":
-                return None
-            raw += part or b""
-        kind, header_bytes, num_bytes, number, offset = FRAME.unpack(raw)
-        if bool(self._new_fds) != (kind == SEGMENT):
-            raise ProtocolViolation(self.connection.peer_id, "a descriptor in the wrong place")
-        return kind, header_bytes, num_bytes, number, offset
+    def _read_inline(self, target: memoryview) -> None:
+        """The rest of the payload, of which some may have come with the frame."""
+        num_bytes = min(len(target), self._last - self._first)
+        target[:num_bytes] = self._control[self._first : self._first + num_bytes]
+        self._first += num_bytes
+        allowed_s = len(target) / self._config.least_bytes_per_s + self._config.stall_timeout_s
+        self.connection.read(target[num_bytes:], time.monotonic() + allowed_s)
 
-    def _receive(self, num_bytes: int) -> bytes | None:
-        """Some bytes of a frame, with any descriptor; empty at the end, None where none come."""
-        fds = array.array("i")
-        try:
-            part, ancillary, flags, _ = self.connection.socket.recvmsg(
-                num_bytes, socket.CMSG_LEN(fds.itemsize), socket.MSG_CMSG_CLOEXEC
-            )
-        except TimeoutError:
-            return None
-        except OSError as error:
-            raise self.connection.lost(error) from error
-        for level, kind, content in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-        self._new_fds.extend(fds)
-        if flags & socket.MSG_CTRUNC or len(self._new_fds) > 1:
+    def _take(self, num_bytes: int) -> memoryview:
+        """The next bytes of frames and headers."""
+        while self._last - self._first < num_bytes:
+            self._read_more(may_end=False)
+        taken = self._control[self._first : self._first + num_bytes]
+        self._first += num_bytes
+        return taken
+
+    def _read_more(self, *, may_end: bool) -> bool:
+        """Wait for more frames, for any time where `may_end`; False where there are no more."""
+        num_left = self._last - self._first
+        self._control[:num_left] = self._control[self._first : self._last]
+        self._first, self._last = 0, num_left
+        num_bytes = self._receive(self._control[num_left:], is_patient=may_end)
+        if not num_bytes and not may_end:
+            raise StreamClosed(f"peer={short(self.connection.peer_id)} ended in a message")
+        self._last += num_bytes
+        return num_bytes > 0
+
+    def _receive(self, target: memoryview, *, is_patient: bool) -> int:
+        """Read some bytes, and note a descriptor that comes with them; 0 at the end."""
+        while True:
+            try:
+                num_bytes, ancillary, flags, _ = self.connection.socket.recvmsg_into(
+                    [target], ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+                )
+                break
+            except TIMED_OUT as error:
+                if not is_patient:
+                    who = short(self.connection.peer_id)
+                    raise PeerTimeout(f"peer={who} stalled in a message") from error
+            except OSError as error:
+                raise self.connection.lost(error) from error
+        self.connection.ear.heard_s = time.monotonic()
+        if ancillary:
+            self._note(ancillary)
+        if flags & socket.MSG_CTRUNC:
             raise ProtocolViolation(self.connection.peer_id, "more descriptors than one")
-        return part
+        return num_bytes
+
+    def _note(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        for level, kind, content in ancillary:
+            if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                continue
+            fds = array.array("i")
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+            if self._new_fd is not None or len(fds) > 1:
+                for fd in fds:
+                    os.close(fd)
+                raise ProtocolViolation(self.connection.peer_id, "more descriptors than one")
+            self._new_fd = fds[0]
 
     def _keep(self, number: int) -> None:
+        if self._new_fd is None:
+            raise ProtocolViolation(self.connection.peer_id, "a segment without its descriptor")
         if number in self._segments or len(self._segments) >= MAX_SEGMENTS:
             raise ProtocolViolation(self.connection.peer_id, "a segment too many, or twice")
         try:
-            num_bytes = sealed_size(self._new_fds[0])
+            num_bytes = sealed_size(self._new_fd)
         except ValueError as error:
             raise ProtocolViolation(self.connection.peer_id, f"shared {error}") from error
-        self._segments[number] = (self._new_fds.pop(), num_bytes)
+        self._segments[number] = (self._new_fd, num_bytes)
+        self._new_fd = None
 
     def _segment(self, number: int) -> tuple[int, int]:
         if number not in self._segments:
@@ -240,8 +265,10 @@ class ShmReceiver:
         return fd, offset
 
     def close(self) -> None:
-        for fd in [*self._new_fds, *(fd for fd, _ in self._segments.values())]:
+        for fd, _ in self._segments.values():
             os.close(fd)
-        self._new_fds.clear()
+        if self._new_fd is not None:
+            os.close(self._new_fd)
         self._segments.clear()
+        self._new_fd = None
         self.connection.close()
