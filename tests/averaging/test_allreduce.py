@@ -213,3 +213,28 @@ def test_a_peer_that_falls_silent_is_named_by_all_who_wait_for_it(
         return took_s
 
     assert run(main()) < 6.0
+
+
+@pytest.mark.parametrize("victims", [("ada",), ("bob",), ("ada", "bob"), ("cyd", "ada")])
+@pytest.mark.parametrize("after_s", [0.02, 0.05, 0.06, 0.07, 0.1])
+def test_an_owner_that_has_added_up_its_site_may_become_the_root_of_it(
+    victims: tuple[str, ...], after_s: float
+) -> None:
+    """All alone in their sites, as peers are that know nothing of their links yet."""
+
+    async def main() -> None:
+        forest = Forest(("ada",), ("bob",), ("cyd",), ("dan",))
+        await forest.serve()
+        running = {name: asyncio.create_task(forest.average(name)) for name in forest.names}
+        await asyncio.sleep(after_s)
+        for victim in victims:
+            await forest.kill(victim)
+            running.pop(victim).cancel()
+        await first_failure(running)
+        survivors = [name for name in forest.names if name not in victims]
+        second = forest.without(*victims)
+        found = await asyncio.gather(*(forest.average(name, second) for name in survivors))
+        only_one_of(dict(zip(survivors, found, strict=True)))
+        await forest.close()
+
+    run(main())

@@ -188,8 +188,7 @@ def test_whom_all_miss_is_left_out_of_the_next_attempt() -> None:
     all_done(lead, 5.0)
     for name in ("ada", "bob"):
         assert failed(lead, name, 6.0, "dan") == []
-    lead.on_lost(peer("dan"), 6.1)
-    attempt = started(failed(lead, "cyd", 6.2, "dan"))
+    attempt = started(lead.on_lost(peer("dan"), 6.1))
     assert (attempt.number, attempt.contributors) == (1, peers("ada", "bob", "cyd"))
 
 

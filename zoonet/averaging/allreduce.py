@@ -188,7 +188,7 @@ class TreeAllReduce:
             await asyncio.sleep(ALIVE_S)
             header = reduction.alive()
             for peer in reduction.partners_in(reduction.attempt):
-                self._outlets.post(peer, header, b"")
+                self._outlets.post_if_idle(peer, header)
 
     async def _finished(self, reduction: Reduction, began: float) -> None:
         """Wait until the mean is here. Raises AttemptFailed."""

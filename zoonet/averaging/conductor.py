@@ -100,7 +100,8 @@ class Conductor:
     def on_lost(self, peer: PeerId, now: float) -> list[Order]:
         """A member's stream ended, or it has been silent for too long."""
         self.lost.add(peer)
-        if self.attempt is not None and peer in self.attempt.contributors:
+        has_voted = peer in self.votes  # then it has gone on to the next round
+        if self.attempt is not None and peer in self.attempt.contributors and not has_voted:
             self._report(now, {frozenset((peer,))})
         return self.on_time(now)
 
@@ -136,7 +137,9 @@ class Conductor:
 
     def on_time(self, now: float) -> list[Order]:
         """Time passes: call it a few times a second."""
-        if not has_quorum(len(self._live()), len(self.round.members)):
+        # Who has voted has done its part and may have gone on already.
+        present = self._live() | self.votes.keys()
+        if not has_quorum(len(present), len(self.round.members)):
             return [GiveUp(f"{len(self.lost)} of {len(self.round.members)} members are lost")]
         if self.attempt is None:
             return self._while_training(now)
@@ -192,10 +195,13 @@ class Conductor:
             return self._after_all_votes(attempt, now)
         if self.first_report is not None:
             everyone_told = live <= self.told | self.votes.keys()
-            is_plain = bool(self.told and self.pairs) and all(pair & self.lost for pair in self.pairs)
-            if everyone_told or is_plain or now - self.first_report > self.patience.report_s:
+            if everyone_told or self._is_plain() or now - self.first_report > self.patience.report_s:
                 return self._next_attempt(now)
         return self._without_the_mute(live, now)
+
+    def _is_plain(self) -> bool:
+        """Somebody cannot go on, and all who are accused of that are lost."""
+        return bool(self.told and self.pairs) and all(pair & self.lost for pair in self.pairs)
 
     def _without_the_mute(self, live: set[PeerId], now: float) -> list[Order]:
         """Those who neither vote nor say why, long after this peer itself has voted."""

@@ -43,6 +43,13 @@ class Outlets:
                 return
         lane.post(header, payload)
 
+    def post_if_idle(self, peer_id: PeerId, header: bytes) -> None:
+        """Send a header alone, unless something is on its way to the peer already."""
+        with self._lock:
+            lane = self._open.get(peer_id)
+        if lane is not None and not lane.unsent_bytes:
+            lane.post(header, b"")
+
     def expect(self, peer_id: PeerId) -> bool:
         """Hold what is posted to the peer from now on. Tell whether a lane has to be opened."""
         with self._lock:

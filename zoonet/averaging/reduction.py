@@ -211,9 +211,9 @@ class Reduction:
         with self._lock:
             for chunk in self._chunks:
                 has_mean = self._has_mean(chunk)
-                is_added = has_mean or chunk.sum is not None
                 for source in chunk.role.sources:
                     if source != self._me:
+                        is_added = has_mean or self._is_added_up(chunk, source)
                         up.setdefault(source, []).append(is_added or source in chunk.parts)
                 if chunk.role.parent is not None:
                     down.setdefault(chunk.role.parent, []).append(has_mean)
@@ -251,7 +251,7 @@ class Reduction:
     # --- arrivals -----------------------------------------------------------------------------
 
     def admit(self, peer_id: PeerId, header: Header, num_bytes: int) -> memoryview | None:
-        """See `zoonet.transport.Sink.admit`; what is stale or not needed goes where nobody looks."""
+        """See `zoonet.transport.Sink.admit`. What is not needed any more goes where nobody looks."""
         with self._lock:
             sender = self._indices.get(peer_id)
             if sender is None:
@@ -304,11 +304,15 @@ class Reduction:
             if not is_stale:
                 raise ProtocolViolation(self.peers[sender], "a chunk for another peer")
             return None
-        if chunk.sum is not None or self._has_mean(chunk) or sender in chunk.parts:
+        if self._has_mean(chunk) or sender in chunk.parts or self._is_added_up(chunk, sender):
             return None
         if header.kind == Kind.PART and sender not in self._commitments:
             raise InvalidPart(self.peers[sender], "a chunk without a commitment")
         return self._spare.pop()[:size] if self._spare else self._new_buffer()[:size]
+
+    def _is_added_up(self, chunk: _Chunk, sender: int) -> bool:
+        """What the sender could bring is in this site's mean already."""
+        return chunk.sum is not None and bool(chunk.sum.bits >> sender & 1)
 
     def _new_buffer(self) -> Vector:
         return np.empty(chunk_values(self._mean_P.size), np.float32)

@@ -72,7 +72,7 @@ class Lane(Protocol):
 
     @property
     def unsent_bytes(self) -> int:
-        """Payload bytes that were posted and have not left yet."""
+        """Bytes that were posted, headers included, and have not left yet."""
         ...
 
     def post(self, header: bytes, payload: Buffer) -> None:

@@ -65,12 +65,12 @@ class StreamLane:
         if self._is_ended:
             return
         self._queue.append((header, payload))
-        self._unsent_bytes += len(payload)
+        self._unsent_bytes += len(header) + len(payload)
         self._loop.call_soon_threadsafe(self._posted.set)
 
     def drop(self) -> None:
         while self._queue:
-            self._unsent_bytes -= len(self._queue.popleft()[1])
+            self._unsent_bytes -= sum(map(len, self._queue.popleft()))
 
     async def close(self) -> None:
         if not self._is_ended and self._queue:
@@ -88,7 +88,7 @@ class StreamLane:
                 while self._queue:
                     header, payload = self._queue.popleft()
                     await self._send(header, payload)
-                    self._unsent_bytes -= len(payload)
+                    self._unsent_bytes -= len(header) + len(payload)
         except (TransportError, ProtocolViolation) as error:
             self._end(error)
         finally:
