@@ -18,6 +18,7 @@ from tests.attacks.hostile import (
     survive,
 )
 from tests.averaging.swarm import NUM_PARAMETERS, contributed_slots
+from zoonet.averaging.chunks import Header, Kind
 from zoonet.averaging.messages import (
     MAX_VIEW,
     Attempt,
@@ -30,7 +31,6 @@ from zoonet.averaging.messages import (
     Start,
     Voted,
 )
-from zoonet.averaging.chunks import Header, Kind
 from zoonet.averaging.payload import make_payload
 from zoonet.averaging.plan import chunk_bounds, receivers_of
 from zoonet.crypto import PeerId

@@ -19,7 +19,7 @@ from zoonet.transport import StreamLanes
 
 
 def sited(size: int, *sites: Sequence[str], idle: Iterable[str] = ()) -> Plan:
-    """Chunk after chunk gets another root and, in every site, another owner. Idle peers own none."""
+    """Each chunk gets another root and, in every site, another owner. Idle peers own none."""
     names = [name for site in sites for name in site]
     everyone = sorted(peer(name) for name in names)
     index = {name: everyone.index(peer(name)) for name in names}

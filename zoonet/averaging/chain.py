@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from zoonet.averaging.messages import (
-    MAX_MEMBERS,
     MAX_RANGES,
     Certificate,
     RoundResult,
     Share,
     Vote,
 )
+from zoonet.averaging.plan import MAX_MEMBERS
 from zoonet.crypto import PeerId, is_peer_id, sha256
 from zoonet.errors import ProtocolViolation
 from zoonet.ranges import Ranges, count, difference, is_normal, normalise, overlaps, union

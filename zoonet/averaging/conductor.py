@@ -195,7 +195,8 @@ class Conductor:
             return self._after_all_votes(attempt, now)
         if self.first_report is not None:
             everyone_told = live <= self.told | self.votes.keys()
-            if everyone_told or self._is_plain() or now - self.first_report > self.patience.report_s:
+            waited_s = now - self.first_report
+            if everyone_told or self._is_plain() or waited_s > self.patience.report_s:
                 return self._next_attempt(now)
         return self._without_the_mute(live, now)
 

@@ -251,7 +251,7 @@ class Reduction:
     # --- arrivals -----------------------------------------------------------------------------
 
     def admit(self, peer_id: PeerId, header: Header, num_bytes: int) -> memoryview | None:
-        """See `zoonet.transport.Sink.admit`. What is not needed any more goes where nobody looks."""
+        """See `zoonet.transport.Sink.admit`. What is not needed goes where nobody looks."""
         with self._lock:
             sender = self._indices.get(peer_id)
             if sender is None:
