@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.attacks.hostile import Attack, Hostile, Outcome, survive
-from tests.averaging.swarm import identity_of
+from tests.averaging.swarm import NUM_PARAMETERS, identity_of
 from zoonet.averaging.messages import (
     Attempt,
     Beat,
@@ -22,6 +22,8 @@ from zoonet.averaging.messages import (
     Start,
     Stop,
 )
+from zoonet.averaging.planner import make_plan
+from zoonet.crypto import PeerId
 from zoonet.transport import MAX_FRAME_BYTES, Stream
 
 LOST_TURN_S = 60.0  # what one wasted turn may cost: a plan is waited for this long at most
@@ -253,18 +255,22 @@ def test_one_whose_plan_is_no_record_costs_a_moment(record: bytes) -> None:
 # --- it misleads the attempts -------------------------------------------------------------------
 
 
-def attempt(hostile: Hostile, plan: Round, number: int = 0, **given: object) -> Attempt:
-    return msgspec.structs.replace(
-        Attempt(
-            job_id=plan.job_id,
-            index=plan.index,
-            view=plan.view,
-            parent=plan.parent,
-            number=number,
-            contributions=(Share(hostile.peer_id, plan.slots_of(hostile.peer_id)),),
-        ),
-        **given,
+def attempt(hostile: Hostile, plan: Round, number: int = 0, **given: Any) -> Attempt:
+    mine = (Share(hostile.peer_id, plan.slots_of(hostile.peer_id)),)
+    contributions: tuple[Share, ...] = given.pop("contributions", mine)
+    contributors = [PeerId(share.peer) for share in contributions] or [hostile.peer_id]
+    everyone = sorted({*plan.members, *map(PeerId, plan.joiners)})
+    made = Attempt(
+        job_id=plan.job_id,
+        index=plan.index,
+        view=plan.view,
+        parent=plan.parent,
+        number=number,
+        contributions=contributions,
+        roots=(bytes(32),) * len(contributions),
+        plan=make_plan(contributors, everyone, {}, NUM_PARAMETERS),
     )
+    return msgspec.structs.replace(made, **given)
 
 
 MISLEADING: dict[str, Callable[[Hostile, Round], list[msgspec.Struct]]] = {

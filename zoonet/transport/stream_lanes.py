@@ -35,6 +35,7 @@ LENGTH_BYTES: Final = 2
 PATIENCE_S: Final = 8.0  # for a sink to say where a payload goes
 ASK_AGAIN_S: Final = 0.02
 OPEN_S: Final = 15.0
+FIRST_S: Final = 30.0  # for the first message after a lane was opened
 STALL_S: Final = 15.0  # for the other side to take a message
 CLOSE_S: Final = 2.0
 
@@ -153,10 +154,15 @@ class StreamLanes:
     async def _receive_all(self, stream: Stream, channel: str) -> None:
         sink = self._sinks.get(channel)
         try:
+            is_first = True  # nobody opens a lane to send nothing
             while sink is not None and self._sinks.get(channel) is sink:
-                await receive_message(stream, sink)
+                async with asyncio.timeout(FIRST_S if is_first else None):
+                    await receive_message(stream, sink)
+                is_first = False
                 self._heard[stream.peer_id] = asyncio.get_running_loop().time()
-        except (TransportError, ProtocolViolation) as error:
+        except (TransportError, ProtocolViolation, TimeoutError) as caught:
+            silent = PeerTimeout(f"peer={short(stream.peer_id)} opened a lane and sends nothing")
+            error = silent if isinstance(caught, TimeoutError) else caught
             if sink is not None:
                 sink.ended(stream.peer_id, error)
             if isinstance(error, StreamClosed):
