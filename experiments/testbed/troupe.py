@@ -258,7 +258,7 @@ class Troupe:
         awaited: Collection[int],
         timeout_s: float = ROUND_S,
     ) -> Performance:
-        """Wait for the results of these peers; who does not answer in time is reported as failed."""
+        """Wait for these peers' results; who does not answer in time is reported as failed."""
 
         async def answer_of(peer: int) -> Message:
             try:
