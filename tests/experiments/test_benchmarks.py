@@ -19,8 +19,7 @@ NOBODY = 65_534
 TIMEOUT_S = 180  # a laden machine takes a while to import torch a dozen times
 
 
-def smoke(name: str, folder: Path, *options: str) ->| None = None
-) -> subprocess.CompletedProcess[str]:
+def smoke(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     out = folder / "result.json"
     return subprocess.run(
         [sys.executable, "-m", f"experiments.{name}", "--smoke", *options, "--out", str(out)],
