@@ -159,12 +159,16 @@ def test_serving_a_protocol_again_replaces_its_handler(network: Network) -> None
     network.run(story, 2)
 
 
+async def greet(left: Peer, right: Peer, protocol: str) -> None:
+    stream = await left.open(right, protocol)
+    await stream.send(b"hello")
+    assert await stream.receive() == b"hello"
+
+
 async def refused(left: Peer, right: Peer, protocol: str) -> None:
     """A peer that knew of the protocol may only find out by the first answer."""
     with pytest.raises((PeerUnreachable, StreamClosed)):
-        stream = await left.open(right, protocol)
-        await stream.send(b"hello")
-        await stream.receive()
+        await greet(left, right, protocol)
 
 
 def test_what_is_no_longer_served_is_unreachable_and_may_be_served_again(network: Network) -> None:
