@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import numpy as np
 
+from peers.evaluations import Evaluations, evaluator_of
 from peers.node import Node
 from peers.progress import MAX_FIGURE, Reporter, Status
 from zoonet.averaging import (
@@ -81,6 +82,7 @@ class JobRun:
         self._participant: Participant | None = None
         self._replica: TrainingReplica | None = None
         self._tokens_per_slot = 1
+        self._evaluations = Evaluations()
         self._cancelled = asyncio.Event()
 
     async def run(self, check: Callable[[PreparedJob], str]) -> None:
@@ -263,6 +265,8 @@ class JobRun:
         if isinstance(body, Progress) and self._participant is not None and body.num_rounds:
             num_done = body.num_tokens // self._tokens_per_slot
             self._participant.hint(record.author, num_done, body.head)
+            chain = self._participant.chain
+            self._evaluations.note(chain, record.author, body.eval_round, body.eval_loss)
 
     def _on_phase(self, phase: Any) -> None:
         if phase != self.status.phase:
@@ -278,6 +282,10 @@ class JobRun:
     def _on_evaluated(self, evaluation: Evaluation) -> None:
         self.status.eval_loss = max(0.0, evaluation.loss)
         self.status.eval_round = evaluation.num_rounds
+        if self._participant is not None:
+            chain, me = self._participant.chain, self._node.peer_id
+            loss = min(self.status.eval_loss, MAX_FIGURE)
+            self._evaluations.note(chain, me, evaluation.num_rounds, loss)
         log.info("evaluated rounds=%d loss=%.4f", evaluation.num_rounds, evaluation.loss)
         self._reporter.say()
 
@@ -292,9 +300,8 @@ class JobRun:
         self.status.num_contributors = len(result.contributions)
         self._reporter.say()
         num_rounds = result.index + 1
-        evaluator = result.contributions[result.index % len(result.contributions)].peer
         is_due = num_rounds % self._prepared.training.eval_interval == 0
-        if is_due and evaluator == self._node.peer_id and not chain.is_finished:
+        if is_due and evaluator_of(result) == self._node.peer_id and not chain.is_finished:
             self._replica.evaluate_before_next_round(num_rounds)
 
     # --- the model ----------------------------------------------------------------------------
@@ -317,6 +324,7 @@ class JobRun:
             num_rounds=len(chain),
             num_tokens=chain.num_done * self._tokens_per_slot,
             eval_loss=min(max(0.0, evaluation.loss), MAX_FIGURE),
+            eval_losses=self._evaluations.told(),
         )
         record = sign(
             self._node.identity, body, sequence=int(now * 1000), expires_at=now + RESULT_LIFETIME_S

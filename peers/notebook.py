@@ -38,6 +38,7 @@ from peers import runtime
 from peers.bootstrap import by_reach
 from peers.keys import identity_of
 from peers.processes import READY_TIMEOUT_S, Child, ChildFailed, Family
+from peers.sample import continue_text
 from peers.ui.follow import Follower
 from peers.ui.listing import contribution_table, job_row, job_table, peer_row, peer_table
 from peers.ui.plot import save_loss_plot
@@ -45,8 +46,8 @@ from peers.ui.render import headline
 from peers.ui.render import peer_table as participant_table
 from peers.ui.view import SwarmView, printable
 from zoonet.client import EntryConfig, JobOutput, Network
-from zoonet.config import ComputeJob, ModelSpec
-from zoonet.errors import ConfigError, JobEnded
+from zoonet.config import ComputeJob
+from zoonet.errors import JobEnded
 from zoonet.net.addresses import is_global, is_loopback
 
 LOOPBACK: Final = "/ip4/127.0.0.1/tcp/0"
@@ -236,7 +237,12 @@ class Session:
         none of language.
         """
         return await asyncio.to_thread(
-            _sample, model, prompt, num_tokens=num_tokens, temperature=temperature, seed=seed
+            continue_text,
+            model,
+            prompt,
+            num_tokens=num_tokens,
+            temperature=temperature,
+            seed=seed,
         )
 
 
@@ -311,33 +317,6 @@ def _display(shown: Any, handle: Any) -> Any:
         return display(shown, display_id=True)
     handle.update(shown)
     return handle
-
-
-def _sample(
-    output: JobOutput, prompt: str, *, num_tokens: int, temperature: float, seed: int
-) -> str:
-    import msgspec
-
-    from zoonet.training.export import from_safetensors
-    from zoonet.training.generate import generate
-    from zoonet.training.models import build_model, layout_of, unflatten_
-    from zoonet.training.tokenizers import load_tokenizer
-
-    spec = msgspec.json.decode(output.config.read_bytes(), type=ModelSpec)
-    if spec.kind == "embedding":
-        raise ConfigError("an embedding model makes vectors of texts; it cannot continue one")
-    model = build_model(spec)
-    unflatten_(from_safetensors(layout_of(spec), output.model.read_bytes()), model)
-    tokenizer = load_tokenizer(output.tokenizer.read_bytes())
-    ids_T = generate(
-        model.eval(),
-        tokenizer.encode(prompt),
-        context=spec.context,
-        num_tokens=num_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    return tokenizer.decode(ids_T[ids_T < tokenizer.vocab_size])  # a model may know more ids
 
 
 def _machine() -> str:

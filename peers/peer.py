@@ -20,6 +20,7 @@ from peers.worker import Worker
 from zoonet import __version__
 from zoonet.blocks import BlockExchange, BlockStore
 from zoonet.clock import SystemClock
+from zoonet.crypto import is_peer_id
 from zoonet.errors import ConfigError, StorageError, TransportError
 from zoonet.jobs import Catalog, ProviderPolicy
 from zoonet.membership import (
@@ -35,6 +36,7 @@ from zoonet.net import Host, HostConfig
 from zoonet.net.addresses import is_loopback, parse_believable, parse_peer_address
 from zoonet.records import Hardware, PeerRecord, Signed, sign
 from zoonet.training.buffers import SharedBuffers
+from zoonet.training.devices import check_device
 from zoonet.training.handle import TrainerProcess
 from zoonet.training.messages import Start
 
@@ -70,6 +72,12 @@ class PeerOptions:
                 f"--name has {len(self.name)} characters; others take at most "
                 f"{MAX_NAME_CHARACTERS}: choose a shorter one"
             )
+        for submitter in self.policy.submitters:
+            if not is_peer_id(submitter):
+                raise ConfigError(
+                    f"--only-from {submitter!r} is no peer id, which looks like 16Uiu2HAm...; "
+                    "its owner reads it with: zoonet key show"
+                )
 
 
 def main(options: PeerOptions) -> None:
@@ -80,6 +88,7 @@ def main(options: PeerOptions) -> None:
 async def run_peer(options: PeerOptions) -> None:
     """Take part in the swarm until cancelled. Raises ConfigError and TransportError."""
     home = runtime.Home(options.home)
+    await asyncio.to_thread(check_device, options.device)
     hardware = await asyncio.to_thread(probe)
     log.info(
         "hardware cpus=%d memory_gb=%.0f gpus=%d tier=%s",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from peers.job_run import JobCancelled, JobRun, OpenTrainer, RunConfig
@@ -14,11 +15,13 @@ from peers.node import Node
 from zoonet.errors import RoundFailed, ZoonetError
 from zoonet.jobs import JobView, ProviderPolicy, misfit, spec_misfit
 from zoonet.records import JOBS_TOPIC, Hardware, JobRecord, Signed
+from zoonet.transport import ServingScope
 
 LOOK_INTERVAL_S: Final = 10.0
 RETRY_AFTER_S: Final = 60.0
 FOUNDING_PATIENCE_S: Final = 300.0  # for the first round of a job, where another one is open
 MAX_SAID: Final = 1024
+NUM_ANSWERED_FOR: Final = 4  # finished jobs, of which peers that come late are still told
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ class Worker:
     _left_alone_until: dict[str, float] = field(default_factory=dict)
     _said: set[tuple[str, str]] = field(default_factory=set)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _answered_for: deque[ServingScope] = field(default_factory=deque)  # the oldest first
 
     async def run(self) -> None:
         """Look for jobs and train them until cancelled."""
@@ -111,10 +115,32 @@ class Worker:
         job_id = job.body.job_id
         log.info("took job=%s name=%s", job_id, job.body.name)
         self.on_job((job_id,))
-        run = JobRun(self.node, job, self.config, self.open_trainer)
+        scope = ServingScope(self.node.transport)
+        is_finished = False
+        try:
+            is_finished = await self._finish(job, replace(self.node, transport=scope))
+        finally:
+            self.on_job(())
+            await self._retire(scope, is_finished=is_finished)
+
+    async def _retire(self, scope: ServingScope, *, is_finished: bool) -> None:
+        """Answer no more questions about a job, or where it is finished only about the last few."""
+        if not is_finished:
+            await scope.end()
+            return
+        self._answered_for.append(scope)
+        if len(self._answered_for) > NUM_ANSWERED_FOR:
+            await self._answered_for.popleft().end()
+
+    async def _finish(self, job: Signed[JobRecord], node: Node) -> bool:
+        """Train a job to its end, and tell whether it came to one."""
+        job_id = job.body.job_id
+        run = JobRun(node, job, self.config, self.open_trainer)
+        is_finished = False
         try:
             await self._run_while_promising(run, job)
             self._leave_alone(job_id, float("inf"))
+            is_finished = True
         except* JobCancelled as cancelled:
             log.info("%s", cancelled.exceptions[0])
             self._leave_alone(job_id, float("inf"))
@@ -123,8 +149,7 @@ class Worker:
                 log.warning("job=%s failed here: %s", job_id, failure)
             await run.give_up(str(failures.exceptions[0]))
             self._leave_alone(job_id, asyncio.get_running_loop().time() + RETRY_AFTER_S)
-        finally:
-            self.on_job(())
+        return is_finished
 
     async def _run_while_promising(self, run: JobRun, job: Signed[JobRecord]) -> None:
         """Run the job, unless nobody else comes for it while another job could begin."""

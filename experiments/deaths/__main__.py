@@ -52,6 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rate-mbit", type=float, default=100)
     parser.add_argument("--rtt-ms", type=float, default=50)
     parser.add_argument("--at", type=float, default=0.4, help="of a round, when the peer is lost")
+    parser.add_argument("--give-up-s", type=float, default=60, help="of a disturbed round")
     options = parser.parse_args()
     if options.smoke:
         options.layout, options.size_mib, options.repeats = "1+2", 1.0, 1
@@ -115,7 +116,7 @@ class Session:
         await asyncio.sleep(began + self._options.at * calm.seconds - time.monotonic())
         faults.inflict(fault, self.bed, troupe, victim)
         survivors = set(troupe.actors) - {victim}
-        disturbed = await troupe.finish(prepared, began, survivors)
+        disturbed = await troupe.finish(prepared, began, survivors, self._options.give_up_s)
         others_cores = Moment.now().others_cores_since(before)
         faults.undo(fault, self.bed, troupe, victim)
         if others_cores > self._options.others_cores and not self._options.smoke:

@@ -32,10 +32,12 @@ def victim_of(role: Role, layout: Layout) -> int:
 
 def options_of(role: Role, layout: Layout) -> dict[str, Any]:
     """What the contender is told, so that the victim has its role in every tree."""
+    # Its survivors may try again as a smaller group.
+    rival = {"hivemind": {"min_group_size": 2}}
     if role == "any":
-        return {}
+        return rival
     gateways = [layout.members(site).start for site in range(len(layout.sites))]
-    return {"plan": {"root_site": 0, "owners": gateways}}
+    return rival | {"plan": {"root_site": 0, "owners": gateways}}
 
 
 def inflict(fault: Fault, bed: Bed, troupe: Troupe, victim: int) -> None:

@@ -52,6 +52,11 @@ class Rules:
 
     is_smoke: bool = False
     max_others_cores: float = MAX_OTHERS_CORES
+    is_timed: bool = True  # else neither a busy machine nor a late link matters: bytes are bytes
+
+    @property
+    def _is_strict(self) -> bool:
+        return self.is_timed and not self.is_smoke
 
     def complaint(self, performance: Performance, others_cores: float) -> str:
         """Why a round does not count; empty where it does."""
@@ -60,14 +65,14 @@ class Rules:
             return f"failed: peer {peer}: {why}"
         if performance.num_wrong:
             return f"wrong mean at {performance.num_wrong} peers"
-        if others_cores > self.max_others_cores and not self.is_smoke:
+        if others_cores > self.max_others_cores and self._is_strict:
             return f"busy machine: others used {others_cores:.2f} cores"
         return ""
 
     def line_complaint(self, figures: dict[str, Any]) -> str:
         """Why a delay line's work does not count."""
         late = figures.get("num_late", 0)
-        if late > MAX_LATE_SHARE * figures.get("num_packets", 0) and not self.is_smoke:
+        if late > MAX_LATE_SHARE * figures.get("num_packets", 0) and self._is_strict:
             return f"link: {late} packets were late, by up to {figures['largest_lateness_s']:.3f} s"
         return ""
 
@@ -77,7 +82,7 @@ class Rules:
             return ""
         looked = await probes.look(bed)
         complaint = looked.complaint(bed)
-        return f"link: {complaint}" if complaint and not self.is_smoke else ""
+        return f"link: {complaint}" if complaint and self._is_strict else ""
 
 
 async def measure(
@@ -137,6 +142,7 @@ def tell(run: Run) -> None:
         f"{run.case:>10} {run.contender:<20} {run.seconds:7.3f} s "
         f"{run.crossing_bytes / 1e6:9.1f} MB  {note}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -100,4 +100,4 @@ def _arrival(there: socket.socket) -> float:
     """Take one packet; return when the kernel got it, whenever this process looked."""
     _, notes, _, _ = there.recvmsg(2048, 64)
     seconds, nanoseconds = struct.unpack("@qq", notes[0][2])
-    return float(seconds) + nanoseconds / 1e9
+    return int(seconds) + int(nanoseconds) / 1e9

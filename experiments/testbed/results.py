@@ -153,9 +153,7 @@ class Bars:
     line_label: str = ""
 
 
-def plot(
-    path: Path, title: str, unit: str, groups: Sequence[Bars], *, is_log: bool = False
-) -> None:
+def plot(path: Path, title: str, unit: str, groups: Sequence[Bars]) -> None:
     """Draw horizontal bars with their least and largest, one panel for each group."""
     import matplotlib
 
@@ -167,7 +165,7 @@ def plot(
         1, len(groups), figsize=(5.2 * len(groups), 1.4 + 0.5 * longest), squeeze=False
     )
     for panel, group in zip(axes[0], groups, strict=True):
-        _draw(panel, group, unit, is_log=is_log)
+        _draw(panel, group, unit)
     figure.suptitle(title)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +173,7 @@ def plot(
     pyplot.close(figure)
 
 
-def _draw(panel: Any, group: Bars, unit: str, *, is_log: bool) -> None:
+def _draw(panel: Any, group: Bars, unit: str) -> None:
     labels = list(group.values)
     for row, label in enumerate(labels):
         found = group.values[label]
@@ -184,13 +182,13 @@ def _draw(panel: Any, group: Bars, unit: str, *, is_log: bool) -> None:
             continue
         errors = [[found.median - found.least], [found.largest - found.median]]
         colour = _COLOURS[row % len(_COLOURS)]
-        panel.barh(row, found.median, xerr=errors, color=colour, capsize=3, log=is_log)
+        panel.barh(row, found.median, xerr=errors, color=colour, capsize=3)
         panel.text(found.largest, row, f"  {found.median:.3g}", va="center", fontsize=8)
     if group.line is not None:
         panel.axvline(group.line, color="black", linestyle="--", linewidth=1)
-        panel.text(group.line, len(labels) - 0.45, f" {group.line_label}", fontsize=8)
     panel.set_yticks(range(len(labels)), labels)
     panel.invert_yaxis()
     panel.margins(x=0.18)
     panel.set_xlabel(unit)
-    panel.set_title(group.title, fontsize=10)
+    dashes = f"   (dashed: {group.line_label})" if group.line is not None else ""
+    panel.set_title(group.title + dashes, fontsize=10)

@@ -252,13 +252,17 @@ class Troupe:
         return at
 
     async def finish(
-        self, prepared: tuple[int, float], began: float, awaited: Collection[int]
+        self,
+        prepared: tuple[int, float],
+        began: float,
+        awaited: Collection[int],
+        timeout_s: float = ROUND_S,
     ) -> Performance:
-        """Wait for the results of these peers; a peer that never answers is reported as failed."""
+        """Wait for these peers' results; who does not answer in time is reported as failed."""
 
         async def answer_of(peer: int) -> Message:
             try:
-                return await self.actors[peer].answer(ROUND_S)
+                return await self.actors[peer].answer(timeout_s)
             except ActorFailed as error:
                 return {"is": "failed", "error": str(error), "ended": time.monotonic()}
 

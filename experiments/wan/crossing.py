@@ -22,7 +22,6 @@ from experiments.testbed.troupe import Troupe
 
 CONTENDERS: Final = ("zoonet", "zoonet-butterfly", "ring")
 MIB: Final = 1 << 20
-REPEATS: Final = 3  # at most, of 24 peers: bytes hardly vary
 
 
 async def measure_layout(
@@ -37,7 +36,7 @@ async def measure_layout(
     folder.mkdir()
     layout = Layout.parse(text)
     link = link_of(options)
-    rules = Rules(options.smoke, options.others_cores)
+    rules = Rules(options.smoke, options.others_cores, is_timed=False)
     num_values = payload_bytes(options) // 4
     async with (
         Bed.open(layout, link) as bed,
@@ -60,7 +59,7 @@ async def measure_layout(
 def link_of(options: argparse.Namespace) -> Link:
     """Slow enough for one process to carry four sites' packets."""
     return Link(
-        rate_bits_per_s=50e6,
+        rate_bits_per_s=25e6,
         rtt_s=0.02,
         mtu_bytes=options.mtu,
         congestion_control=options.congestion_control,

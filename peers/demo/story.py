@@ -19,8 +19,8 @@ from rich.console import Console
 from peers import runtime
 from peers.demo import plan as planning
 from peers.demo.report import MIN_MEMBERS, Contributor, DemoFailed, Report, closing
-from peers.demo.sample import write_sample
 from peers.processes import Child, ChildFailed, Family
+from peers.sample import continue_text
 from peers.ui import SwarmView
 from peers.ui.follow import Follower
 from peers.ui.live import LiveView
@@ -34,6 +34,8 @@ LOOPBACK: Final = "/ip4/127.0.0.1/tcp/0"
 PATIENCE_S: Final = 120.0  # beyond the promised seconds, on a machine that is busy elsewhere
 LOOK_INTERVAL_S: Final = 0.25
 MODEL_FILE, PLOT_FILE, SAMPLE_FILE = "model.safetensors", "loss.png", "sample.txt"
+SAMPLE_TOKENS: Final = 400
+SAMPLE_TEMPERATURE: Final = 0.7
 STDLIB_PROMPT, TEXT_PROMPT = "def ", "\n"
 
 
@@ -230,7 +232,14 @@ class Story:
     ) -> tuple[Report, str]:
         output = await network.result(job_id, scratch / "result")
         prompt = TEXT_PROMPT if self._options.text else STDLIB_PROMPT
-        sample = await asyncio.to_thread(write_sample, output, prompt, seed=0)
+        sample = await asyncio.to_thread(
+            continue_text,
+            output,
+            prompt,
+            num_tokens=SAMPLE_TOKENS,
+            temperature=SAMPLE_TEMPERATURE,
+            seed=0,
+        )
         report = self._report(output, view)
         await asyncio.to_thread(self._write, output, sample, view)
         return report, sample

@@ -13,7 +13,6 @@ import msgspec
 
 from tests.averaging.swarm import JOB_ID, Swarm, contributed_slots, identity_of
 from zoonet.averaging import Chain, RoundsConfig
-from zoonet.averaging.chain import coordinators
 from zoonet.averaging.chain_sync import ChainPage, ChainRequest
 from zoonet.averaging.leases import lease
 from zoonet.averaging.messages import (
@@ -69,7 +68,7 @@ class Hostile:
     @property
     def turn(self) -> PeerId:
         """Who coordinates the next round in view 0."""
-        return coordinators(self.chain.head, self.chain.roster)[0]
+        return self.chain.turns[0]
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.add(asyncio.create_task(work))
@@ -108,7 +107,7 @@ class Hostile:
     def plan(self, ready: Ready, **fields: object) -> Round:
         """A fair plan of the round that this Ready is for, unless fields say otherwise."""
         chain = self.chain
-        order = coordinators(chain.head, chain.roster)
+        order = chain.turns
         ones = dict.fromkeys(chain.roster, ready)
         fair = Round(
             job_id=JOB_ID,
@@ -148,7 +147,7 @@ class Hostile:
         view = 0
         while True:
             head = self.chain.head
-            order = coordinators(head, self.chain.roster)
+            order = self.chain.turns
             others = [peer for peer in order if peer != self.peer_id]
             if self.peer_id not in self.chain.roster:
                 await self.apply()

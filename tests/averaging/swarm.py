@@ -163,6 +163,7 @@ class Swarm:
     config: RoundsConfig
     memory: MemorySwarm = field(default_factory=MemorySwarm)
     peers: dict[str, Peer] = field(default_factory=dict)
+    strangers: set[PeerId] = field(default_factory=set)  # who merely say that they want the job
 
     async def add(self, name: str, *, slots_per_s: float = 10.0) -> Peer:
         identity = identity_of(name)
@@ -195,7 +196,7 @@ class Swarm:
         return peer
 
     def _founders(self) -> set[PeerId]:
-        return {peer.peer_id for peer in self.peers.values()}
+        return {peer.peer_id for peer in self.peers.values()} | self.strangers
 
     def _gossip(self, teller: Peer) -> None:
         for peer in self.peers.values():

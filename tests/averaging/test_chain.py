@@ -246,6 +246,15 @@ def test_turns_fall_to_all_alike() -> None:
     assert all(first.count(one) > 20 for one in peers(*NAMES))
 
 
+def test_joiners_have_their_turn_after_all_members() -> None:
+    """Whoever coordinates names the joiners: as many as it likes, of whom none need exist."""
+    chain = grow(empty_chain(), "ada", "bob", joiners=["cyd", "dan", "eve"])
+    assert sorted(chain.turns) == sorted(chain.roster)
+    assert set(chain.turns[:2]) == set(peers("ada", "bob"))
+    assert chain.turns[2:] == coordinators(chain.head, chain.turns[2:])
+    assert empty_chain().turns == ()
+
+
 def test_credit_is_what_the_chain_says() -> None:
     chain = grow(founded(), "ada", slots={"ada": ((6, 20),)})
     bob, cyd = (Credit(one, 1, 2) for one in peers("bob", "cyd"))

@@ -228,3 +228,24 @@ def test_who_comes_after_the_end_is_told_so_and_does_not_wait_for_ever() -> None
             await asyncio.wait_for(eve.task, timeout=120.0)
 
     run(main())
+
+
+def test_joiners_that_vanish_before_their_first_round_cost_no_turn() -> None:
+    """Turns fall to those who have shown that they are there before the ones just let in."""
+
+    async def main() -> Swarm:
+        swarm = await founded(num_slots=2000, names=NAMES[:3])
+        await swarm.until(lambda: len(swarm.peers["ada"].chain) == 1)
+        for number in range(8):
+            eve = await swarm.add(f"eve{number}")
+            swarm.start(f"eve{number}")
+            await swarm.until(lambda one=eve: one.peer_id in swarm.peers["ada"].chain.roster)
+            await swarm.kill(f"eve{number}")
+        await swarm.finish()
+        return swarm
+
+    swarm = run(main())
+    assert_same_truth(swarm, 2000)
+    links = swarm.peers["ada"].chain.certificates
+    assert sum(len(link.result.joiners) for link in links) == 8
+    assert {link.result.view for link in links} == {0}

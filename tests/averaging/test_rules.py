@@ -9,7 +9,7 @@ import pytest
 
 from tests.averaging.forest import sited
 from tests.averaging.makers import empty_chain, grow, peer, peers, plan_after, result_after, shares
-from zoonet.averaging.chain import Chain, coordinators
+from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.leases import lease, most_slots
 from zoonet.averaging.messages import MAX_RANGES, Attempt, Ready, Round, Share
@@ -34,12 +34,12 @@ def founded() -> Chain:
 
 
 def turn_of(chain: Chain, view: int = 0) -> PeerId:
-    order = coordinators(chain.head, chain.roster)
+    order = chain.turns
     return order[view % len(order)]
 
 
 def view_of(name: str) -> int:
-    return coordinators(founded().head, founded().roster).index(peer(name))
+    return founded().turns.index(peer(name))
 
 
 def refused(plan: Round, why: str, *, coordinator: str = "ada") -> None:

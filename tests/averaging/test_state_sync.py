@@ -236,6 +236,27 @@ def test_silent_donors_cost_their_timeout_and_no_more() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(("num_silent", "within_s"), [(1, 0.5), (3, 0.5), (10, 8.0)])
+def test_silent_donors_asked_first_keep_nobody_from_asking_the_others(
+    num_silent: int, within_s: float
+) -> None:
+    async def main() -> None:
+        silent = [f"silent{number}" for number in range(num_silent)]
+        made = await scene(**dict.fromkeys((*silent, "ada"), 1))
+
+        async def sit(stream: Stream) -> None:
+            await asyncio.Event().wait()
+
+        for name in silent:
+            for protocol in (INDEX, CHUNK):
+                await made.transports[name].serve(protocol, sit)
+        await made.fetch(*silent, "ada")
+        assert made.holders["zoe"].chunks == STATES[1]
+        assert asyncio.get_running_loop().time() < within_s
+
+    run(main())
+
+
 def test_a_cancelled_fetch_leaves_the_replica_as_it_was() -> None:
     async def main() -> None:
         made = await scene(ada=1)

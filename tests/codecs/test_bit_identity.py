@@ -58,3 +58,9 @@ def test_kernels_compiled_for_another_processor_give_the_same_bytes(
         "NUMBA_CACHE_DIR": str(tmp_path),
     }
     assert fingerprint(environment) == EXPECTED
+
+
+@pytest.mark.slow
+def test_kernels_are_compiled_where_there_is_no_place_for_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert fingerprint({"NUMBA_CACHE_DIR": str(tmp_path / "file" / "cache")}) == EXPECTED

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -124,3 +129,19 @@ def test_topk2_refuses_a_count_that_is_not_canonical() -> None:
     # one value: exponent, full bit 0, count 1 (as many as there are), which a full bit should say
     assert not attack(codec("topk2"), bytes([120, 0b0000_0010]), 1)
     assert attack(codec("topk2"), bytes([120, 0b0000_0000]), 1)  # none
+
+
+@pytest.mark.slow
+def test_no_decoder_looks_outside_its_arrays(tmp_path: Path) -> None:
+    checked = {"NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.codecs.fuzz", "20000", "1"],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | checked,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    refused, decoded = map(int, ran.stdout.split())
+    assert refused > 2000 and decoded > 2000

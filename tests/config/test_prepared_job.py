@@ -11,51 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoonet.config import (
-    CheckpointConfig,
-    DataSpec,
-    ModelSpec,
-    PeersConfig,
-    PreparedJob,
-    TrainingConfig,
-    VerificationConfig,
-    decode,
-    encode,
-    num_slots,
-)
+from tests.prepared import model_spec, prepared_job
+from zoonet.config import decode, encode, num_slots
 from zoonet.errors import ConfigError
 
-CID = "bafkrei" + "a" * 52
-MODEL = ModelSpec(
-    kind="gpt",
-    num_layers=2,
-    num_heads=2,
-    width=8,
-    context=16,
-    dropout=0.0,
-    vocab_size=256,
-    hf_config={},
-    embedding_dim=8,
-)
-JOB = PreparedJob(
-    name="tiny",
-    model=MODEL,
-    training=TrainingConfig(tokens=1000, batch_size=4),
-    data=DataSpec(
-        train_cid=CID,
-        num_train_tokens=900,
-        heldout_cid=CID,
-        num_heldout_tokens=100,
-        token_bytes=1,
-    ),
-    peers=PeersConfig(),
-    checkpoint=CheckpointConfig(),
-    verification=VerificationConfig(),
-    num_parameters=1234,
-    parameters_cid=CID,
-    tokenizer_cid=CID,
-    nonce="0" * 32,
-)
+MODEL = model_spec()
+JOB = prepared_job()
 
 
 def altered(path: str, value: object) -> bytes:

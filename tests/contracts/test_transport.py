@@ -15,7 +15,7 @@ from zoonet.errors import (
     ShardUnavailable,
     StreamClosed,
 )
-from zoonet.transport import MAX_FRAME_BYTES, Refused, Stream, call, serve_calls
+from zoonet.transport import MAX_FRAME_BYTES, Refused, ServingScope, Stream, call, serve_calls
 
 
 async def echo(stream: Stream) -> None:
@@ -155,6 +155,54 @@ def test_serving_a_protocol_again_replaces_its_handler(network: Network) -> None
         await right.transport.serve("greet", second)
         stream = await left.open(right, "greet")
         assert await stream.receive() == b"second"
+
+    network.run(story, 2)
+
+
+async def greet(left: Peer, right: Peer, protocol: str) -> None:
+    stream = await left.open(right, protocol)
+    await stream.send(b"hello")
+    assert await stream.receive() == b"hello"
+
+
+async def refused(left: Peer, right: Peer, protocol: str) -> None:
+    """A peer that knew of the protocol may only find out by the first answer."""
+    with pytest.raises((PeerUnreachable, StreamClosed)):
+        await greet(left, right, protocol)
+
+
+def test_what_is_no_longer_served_is_unreachable_and_may_be_served_again(network: Network) -> None:
+    async def story(_: Network, left: Peer, right: Peer) -> None:
+        await right.transport.serve("echo", echo)
+        stream = await left.open(right, "echo")
+        await stream.send(b"hello")
+        assert await stream.receive() == b"hello"
+        await right.transport.unserve("echo")
+        await right.transport.unserve("echo")
+        await right.transport.unserve("never-served")
+        await refused(left, right, "echo")
+        await stream.send(b"an open stream goes on")
+        assert await stream.receive() == b"an open stream goes on"
+        await right.transport.serve("echo", echo)
+        again = await left.open(right, "echo")
+        await again.send(b"again")
+        assert await again.receive() == b"again"
+
+    network.run(story, 2)
+
+
+def test_what_is_served_within_a_scope_ends_with_it(network: Network) -> None:
+    async def story(_: Network, left: Peer, right: Peer) -> None:
+        await right.transport.serve("outside", echo)
+        scope = ServingScope(right.transport)
+        await scope.serve("inside", echo)
+        stream = await left.open(right, "inside")
+        await stream.send(b"hello")
+        assert await stream.receive() == b"hello"
+        await scope.end()
+        await scope.end()
+        await refused(left, right, "inside")
+        await left.open(right, "outside")
 
     network.run(story, 2)
 

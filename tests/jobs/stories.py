@@ -4,54 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoonet.config import (
-    CheckpointConfig,
-    DataSpec,
-    ModelSpec,
-    PeersConfig,
-    PreparedJob,
-    TrainingConfig,
-    VerificationConfig,
-)
+from tests.prepared import CID, prepared_job
+from zoonet.config import PeersConfig, PreparedJob
 from zoonet.crypto import Identity
 from zoonet.records import JobResult, Progress, Signed, sign
 
-CID = "bafkrei" + "a" * 52
 OTHER_CID = "bafkrei" + "b" * 52
 ALICE, BOB, CAROL, DAVE = (Identity(bytes([number]) * 32) for number in range(1, 5))
 
 
 def prepared(nonce: int = 0, **changes: Any) -> PreparedJob:
-    fields: dict[str, Any] = {
-        "name": "tiny",
-        "model": ModelSpec(
-            kind="gpt",
-            num_layers=2,
-            num_heads=2,
-            width=8,
-            context=16,
-            dropout=0.0,
-            vocab_size=256,
-            hf_config={},
-            embedding_dim=8,
-        ),
-        "training": TrainingConfig(tokens=1000, batch_size=4),
-        "data": DataSpec(
-            train_cid=CID,
-            num_train_tokens=900,
-            heldout_cid=CID,
-            num_heldout_tokens=100,
-            token_bytes=1,
-        ),
-        "peers": PeersConfig(min=2, max=8),
-        "checkpoint": CheckpointConfig(),
-        "verification": VerificationConfig(),
-        "num_parameters": 1234,
-        "parameters_cid": CID,
-        "tokenizer_cid": CID,
-        "nonce": f"{nonce:032x}",
-    }
-    return PreparedJob(**fields | changes)
+    return prepared_job(nonce, **{"peers": PeersConfig(min=2, max=8)} | changes)
 
 
 def progress(

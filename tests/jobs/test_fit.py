@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.stories import ALICE, BOB, CID, prepared
+from tests.jobs.stories import ALICE, BOB, prepared
+from tests.prepared import CID
 from zoonet.config import PeersConfig, TrainingConfig
 from zoonet.errors import ConfigError
 from zoonet.jobs import ProviderPolicy, misfit, spec_misfit

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.jobs.stories import ALICE, BOB, CAROL, CID, DAVE, OTHER_CID, progress, result
+from tests.jobs.stories import ALICE, BOB, CAROL, DAVE, OTHER_CID, progress, result
+from tests.prepared import CID
 from zoonet.jobs import JobRecords, JobView, fold
 from zoonet.records import JobRecord, JobResult, Progress, Signed, job_id_of, sign
 
@@ -96,6 +97,16 @@ def test_a_peer_that_fell_silent_leaves_the_view_but_its_losses_stay() -> None:
     later: JobView = records.view(NOW + 70.0)
     assert later.peers == ()
     assert later.eval_losses == ((4, 2.5),)
+
+
+def test_results_tell_the_losses_to_who_has_not_watched() -> None:
+    history = ((2, 3.0), (4, 2.5))
+    results = [
+        result(BOB, JOB_ID, now=NOW, eval_losses=history),
+        result(CAROL, JOB_ID, now=NOW, eval_losses=history),
+        result(DAVE, JOB_ID, now=NOW, eval_losses=((2, 0.1),)),
+    ]
+    assert records_of(*results).view(NOW).eval_losses == (*history, (5, 1.5))
 
 
 def test_one_liar_does_not_change_the_loss_that_others_agree_on() -> None:

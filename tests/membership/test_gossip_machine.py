@@ -56,8 +56,13 @@ def test_a_newcomer_is_complete_after_two_rounds_of_calls() -> None:
         assert isinstance(call, Call) and not call.ask.is_exchange
         answerer = next(c for c in contacts if c.peer_id == call.peer_id)
         told, _ = answerer.on_ask(newcomer.peer_id, call.ask, NOW)
-        assert newcomer.on_told(call, told, NOW) == []
+        more = newcomer.on_told(call, told, NOW)
+        assert newcomer.is_complete or not more
     assert newcomer.is_complete
+    for call in more:  # it introduces itself to its neighbours
+        assert isinstance(call, Call) and not call.ask.want
+        assert [item.author for item in call.ask.news] == [newcomer.peer_id]
+    assert len(more) >= newcomer.config.num_partners
     assert newcomer.table.num_members == 401
     shares = [sum(len(c.ask.want) for c in second if c.peer_id == m.peer_id) for m in contacts]
     assert min(shares) > 90, "every contact gives a part"

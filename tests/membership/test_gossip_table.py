@@ -199,3 +199,21 @@ def test_settings_that_cannot_work_are_refused() -> None:
             GossipConfig(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         TableLimits(max_author_bytes=1)
+
+
+def test_a_suspect_is_judged_again_when_its_accusers_become_known() -> None:
+    everyone = people(12)
+    whole, _ = filled()
+    bob = everyone[3]
+    accusers = [i for i in jurors(whole, bob, everyone) if i is not everyone[0]][:2]
+    table = table_of(everyone[0])
+    for identity in everyone:
+        if identity not in accusers:
+            table.add(member(identity), NOW)
+    for accuser in accusers:
+        table.add(gone(accuser, bob.peer_id), NOW)
+    assert table.member(bob.peer_id) is not None, "strangers accuse it"
+    for accuser in accusers:
+        table.add(member(accuser), NOW)
+    table.expire(NOW)
+    assert table.member(bob.peer_id) is None

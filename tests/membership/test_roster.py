@@ -197,7 +197,7 @@ def test_a_forged_record_is_refused_with_its_message_and_a_flood_is_stopped() ->
             assert alice.roster.refusals == 1
 
             async def flood() -> None:
-                for _ in range(100):
+                for _ in range(200):
                     asked = to_wire(Ask())
                     await call(bob.transport, target, PROTOCOL, asked, ToldWire, timeout_s=5)
 

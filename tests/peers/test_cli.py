@@ -142,3 +142,19 @@ def test_a_state_directory_that_cannot_be_made_is_an_error_with_the_cure(tmp_pat
     result = zoonet("key", "show", "--home", str(tmp_path / "file" / "home"))
     assert result.exit_code == 1
     assert "--home" in result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--only-from", "alice", "error: --only-from 'alice' is no peer id"),
+        ("--device", "gpu", "error: --device 'gpu' names no device; take one of auto, cpu"),
+        ("--device", "cuda:4096", "error: --device 'cuda:4096' is not in this machine"),
+    ],
+)
+def test_what_an_owner_names_wrongly_is_told_before_anything_starts(
+    tmp_path: Path, option: str, value: str, message: str
+) -> None:
+    result = zoonet("peer", option, value, "--home", str(tmp_path))
+    assert result.exit_code == 1
+    assert message in result.output

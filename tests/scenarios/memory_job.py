@@ -14,11 +14,11 @@ import numpy as np
 from peers.job_run import RunConfig
 from peers.node import Node
 from peers.worker import Worker
+from tests.prepared import data_spec, model_spec, prepared_job
 from zoonet.averaging import Certificate
 from zoonet.blocks import BlockExchange, MemoryBlockStore, put_bytes, read_bytes
 from zoonet.config import PreparedJob, encode
-from zoonet.config.job import CheckpointConfig, PeersConfig, TrainingConfig, VerificationConfig
-from zoonet.config.prepared import DataSpec, ModelSpec
+from zoonet.config.job import PeersConfig, TrainingConfig
 from zoonet.crypto import Identity
 from zoonet.jobs import Catalog, JobView, ProviderPolicy
 from zoonet.records import Hardware
@@ -92,7 +92,13 @@ class Story:
 
 
 def prepare(
-    node: Node, *, tokens: int = 3840, min_peers: int = 3, kind: str = "gpt", **training: object
+    node: Node,
+    *,
+    tokens: int = 3840,
+    min_peers: int = 3,
+    kind: str = "gpt",
+    nonce: int = 0,
+    **training: object,
 ) -> PreparedJob:
     """A tiny character model, its data and parameters stored with the node."""
     store = node.exchange.store
@@ -100,38 +106,26 @@ def prepare(
     tokenizer = make_tokenizer("char", text)
     ids = tokenizer.encode(text).astype(np.uint8)
     cut = len(ids) * 9 // 10
-    model = ModelSpec(
-        kind=kind,
-        num_layers=1,
-        num_heads=2,
-        width=16,
-        context=16,
-        dropout=0.0,
-        vocab_size=tokenizer.vocab_size,
-        hf_config={},
-        embedding_dim=16,
+    model = model_spec(
+        kind=kind, num_layers=1, width=16, vocab_size=tokenizer.vocab_size, embedding_dim=16
     )
     theta_P = initial_parameters(model, seed=1)
-    return PreparedJob(
-        name="tiny",
+    return prepared_job(
+        nonce,
         model=model,
         training=TrainingConfig(
             tokens=tokens, batch_size=4, inner_steps=5, inner_lr=1e-2, eval_tokens=256, **training
         ),
-        data=DataSpec(
+        data=data_spec(
             train_cid=put_bytes(store, ids[:cut].tobytes()),
             num_train_tokens=cut,
             heldout_cid=put_bytes(store, ids[cut:].tobytes()),
             num_heldout_tokens=len(ids) - cut,
-            token_bytes=1,
         ),
         peers=PeersConfig(min=min_peers),
-        checkpoint=CheckpointConfig(),
-        verification=VerificationConfig(),
         num_parameters=theta_P.size,
         parameters_cid=put_bytes(store, theta_P.tobytes()),
         tokenizer_cid=put_bytes(store, tokenizer.to_bytes()),
-        nonce="0" * 32,
     )
 
 

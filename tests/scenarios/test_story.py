@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from peers.worker import NUM_ANSWERED_FOR
 from tests.scenarios.memory_job import (
     Story,
     certificates_of,
@@ -18,6 +19,7 @@ from tests.scenarios.memory_job import (
 )
 from zoonet.blocks import read_bytes
 from zoonet.config.prepared import num_slots
+from zoonet.errors import PeerUnreachable
 from zoonet.testing import run
 from zoonet.training.export import from_safetensors
 from zoonet.training.models import layout_of
@@ -37,6 +39,8 @@ def test_strangers_train_a_submitted_job_and_hand_back_the_model(tmp_path: Path)
         assert losses[max(losses)] < losses[min(losses)] - 0.3
         await asyncio.sleep(60.0)
         view = await submitter.catalog.view(job_id)
+        onlooker = await story.node("joe")
+        assert dict((await onlooker.catalog.view(job_id)).eval_losses).keys() >= losses.keys()
         assert view.result is not None and len(view.result.holders) == 3
         await submitter.exchange.fetch_file(view.result.model_cid, view.result.holders)
         raw = read_bytes(submitter.exchange.store, view.result.model_cid)
@@ -147,6 +151,39 @@ def test_data_that_vanished_is_named_and_given_up_after_a_while(tmp_path: Path) 
         await asyncio.sleep(150.0)
         view = await onlooker.catalog.view(job_id)
         assert view.peers[0].phase == "failed"
+        await story.close()
+
+    run(main())
+
+
+def test_a_worker_answers_for_the_last_jobs_that_it_finished_and_for_no_others(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        story = Story(tmp_path)
+        ada = await story.add("ada")
+        submitter = await story.node("sue")
+        finished = []
+        for nonce in range(NUM_ANSWERED_FOR + 2):
+            prepared = prepare(submitter, tokens=640, min_peers=1, nonce=nonce)
+            finished.append(await submit(submitter, prepared))
+            await until_final(submitter, finished[-1])
+            await asyncio.sleep(30.0)
+        cancelled = await submit(submitter, prepare(submitter, tokens=640_000, min_peers=1))
+        await until_rounds(submitter, cancelled, 2)
+        await submitter.catalog.cancel(cancelled)
+        await asyncio.sleep(30.0)
+        answers = {}
+        for job_id in (*finished, cancelled):
+            try:
+                stream = await submitter.transport.open(
+                    ada.node.peer_id, f"/zoonet/{job_id}/chain/1"
+                )
+                await stream.close()
+                answers[job_id] = True
+            except PeerUnreachable:
+                answers[job_id] = False
+        assert list(answers.values()) == [False, False, True, True, True, True, False]
         await story.close()
 
     run(main())

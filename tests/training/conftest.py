@@ -10,29 +10,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests.prepared import data_spec, model_spec, prepared_job
 from zoonet import config
 from zoonet.training.messages import Start
 from zoonet.training.models import count_parameters, initial_parameters
 from zoonet.training.tokenizers import CharTokenizer
 
 TEXT = "".join(f"the {n} peers of round {n * n} agreed, and went on. " for n in range(300))
-MODEL: dict[str, Any] = {
-    "kind": "gpt",
-    "num_layers": 2,
-    "num_heads": 2,
-    "width": 16,
-    "context": 16,
-    "dropout": 0.0,
-    "hf_config": {},
-    "embedding_dim": 8,
-}
+MODEL: dict[str, Any] = {"width": 16}
 TRAINING: dict[str, Any] = {
     "tokens": 16 * 4 * 400,
     "batch_size": 4,
     "inner_lr": 1e-2,
     "warmup_fraction": 0.0,
 }
-CID = "b" + "a" * 58
 
 torch.set_num_threads(1)
 
@@ -47,28 +38,15 @@ class TinyJob:
         (folder / "train").write_bytes(train.tobytes())
         (folder / "heldout").write_bytes(heldout.tobytes())
         (folder / "tokenizer").write_bytes(tokenizer.to_bytes())
-        self.spec = config.ModelSpec(**{**MODEL, "vocab_size": tokenizer.vocab_size, **model})
+        self.spec = model_spec(**{**MODEL, "vocab_size": tokenizer.vocab_size, **model})
         self.training = config.TrainingConfig(**{**TRAINING, **training})
         self.num_parameters = count_parameters(self.spec)
         self.initial_P = initial_parameters(self.spec, seed=1)
-        self.prepared = config.PreparedJob(
-            name="tiny",
+        self.prepared = prepared_job(
             model=self.spec,
             training=self.training,
-            data=config.DataSpec(
-                train_cid=CID,
-                num_train_tokens=len(train),
-                heldout_cid=CID,
-                num_heldout_tokens=len(heldout),
-                token_bytes=1,
-            ),
-            peers=config.PeersConfig(),
-            checkpoint=config.CheckpointConfig(),
-            verification=config.VerificationConfig(),
+            data=data_spec(num_train_tokens=len(train), num_heldout_tokens=len(heldout)),
             num_parameters=self.num_parameters,
-            parameters_cid=CID,
-            tokenizer_cid=CID,
-            nonce="0" * 32,
         )
         self.start = Start(
             prepared=config.encode(self.prepared),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,17 +9,28 @@ import pytest
 import torch
 
 from zoonet.errors import ConfigError
+from zoonet.training.export import from_config, to_config, to_safetensors
 from zoonet.training.models import (
     FlatModel,
     build_model,
     count_parameters,
     flatten,
     initial_parameters,
+    layout_of,
     unflatten_,
 )
 
 CPU = torch.device("cpu")
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 32,
+}
 
 
 def test_the_gpt_has_the_parameters_that_its_shape_says(make_job: Callable[..., Any]) -> None:
@@ -145,6 +157,38 @@ def test_a_transformers_model_is_built_from_its_config(make_job: Callable[..., A
     loss = flat.model(x_BT, x_BT)
     assert loss.item() == pytest.approx(np.log(job.spec.vocab_size), abs=0.3)
     assert flat.model.next_token_logits(x_BT).shape == (2, job.spec.vocab_size)
+
+
+@pytest.mark.parametrize("hf_config", [GPT2, LLAMA], ids=["tied", "untied"])
+def test_transformers_itself_reads_what_was_exported(
+    make_job: Callable[..., Any], tmp_path: Path, hf_config: dict[str, Any]
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    job = make_job({"kind": "transformers", "hf_config": hf_config})
+    folder = tmp_path / "result"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(to_safetensors(layout_of(job.spec), job.initial_P))
+    (folder / "config.json").write_bytes(to_config(job.spec))
+    theirs, told = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(told.values()), told
+    ours = build_model(job.spec)
+    unflatten_(job.initial_P, ours)
+    x_BT = torch.arange(32).view(2, 16) % job.spec.vocab_size
+    logits_BTV = theirs.eval()(input_ids=x_BT).logits
+    torch.testing.assert_close(logits_BTV[:, -1], ours.eval().next_token_logits(x_BT))
+
+
+@pytest.mark.parametrize("model", [{}, {"kind": "transformers", "hf_config": GPT2}])
+def test_the_architecture_comes_back_from_its_file(
+    make_job: Callable[..., Any], model: dict[str, Any]
+) -> None:
+    pytest.importorskip("transformers")
+    spec = make_job(model).spec
+    assert from_config(to_config(spec)) == spec
+    with pytest.raises(ValueError, match="JSON"):
+        from_config(b"not JSON")
 
 
 @pytest.mark.parametrize(

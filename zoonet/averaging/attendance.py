@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -17,9 +17,9 @@ from zoonet.averaging.turns import Turns
 from zoonet.averaging.votes import Votes
 from zoonet.crypto import PeerId, short
 from zoonet.errors import PeerTimeout, RoundFailed
-from zoonet.transport import Stream, local_pair
+from zoonet.transport import MAX_FRAME_BYTES, Buffer, Stream, local_pair
 
-FOUNDING_S: Final = 2.0  # without a plan for this long, a founder looks again who is there
+FOUNDING_S: Final = 1.0  # without a plan, beyond what a gathering takes: look again who is there
 
 
 class Attendance:
@@ -29,6 +29,8 @@ class Attendance:
         self, gear: Gear, growth: Growth, votes: Votes, turns: Turns, chair: Chair
     ) -> None:
         self.ready_at = 0.0  # when this peer last set out for a coordinator
+        self._has_planned = False  # and whether that one had a plan for it
+        self._has_spoken = False  # and whether it has said anything
         self._gear = gear
         self._growth = growth
         self._votes = votes
@@ -61,16 +63,23 @@ class Attendance:
             down_bytes_per_s=links.down_bytes_per_s,
             lan_bytes_per_s=links.lan_bytes_per_s,
         )
-        timeout_s = PLAN_S if chain.roster else FOUNDING_S
+        timeout_s = PLAN_S if chain.roster else self._gear.config.applicant_s + FOUNDING_S
         self.ready_at = self._now()
+        self._has_planned = self._has_spoken = False
         try:
             async with self._stream_to(coordinator, ready) as stream:
+                heard = _Heard(stream, self._note_word)
                 following = asyncio.create_task(
-                    member.follow(stream, ready, chain, plan_timeout_s=timeout_s)
+                    member.follow(heard, ready, chain, plan_timeout_s=timeout_s)
                 )
                 await self._until_grown(following, head, coordinator)
         except BaseExceptionGroup as group:
             raise first_error(group) from group
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether the coordinator was there when last followed, and had no plan yet."""
+        return self._has_spoken and not self._has_planned
 
     async def _until_grown(
         self, following: asyncio.Task[None], head: bytes, coordinator: PeerId
@@ -122,12 +131,16 @@ class Attendance:
     # --- what happens in the round ------------------------------------------------------------
 
     async def _on_plan(self, coordinator: PeerId, plan: Round, record: bytes) -> None:
+        self._has_planned = True
         self._chair.saw_plan(plan, record, coordinator)
         if self._growth.chain.roster:
             self._turns.view = plan.view
         self._growth.enter_round(plan)
         self._votes.admit(plan)
         await self._growth.bring_up_to_date(plan.members)
+
+    def _note_word(self) -> None:
+        self._has_spoken = True
 
     def _on_phase(self, phase: str) -> None:
         self._growth.is_averaging = phase == "averaging"
@@ -139,3 +152,26 @@ class Attendance:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
+
+
+class _Heard:
+    """A stream to a coordinator that tells when it says anything."""
+
+    def __init__(self, stream: Stream, on_heard: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_heard = on_heard
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._stream.peer_id
+
+    async def send(self, frame: Buffer) -> None:
+        await self._stream.send(frame)
+
+    async def receive(self, max_bytes: int = MAX_FRAME_BYTES) -> bytes:
+        frame = await self._stream.receive(max_bytes)
+        self._on_heard()
+        return frame
+
+    async def close(self) -> None:
+        await self._stream.close()

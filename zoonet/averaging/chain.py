@@ -30,9 +30,9 @@ def genesis(job_id: str) -> bytes:
     return sha256(_GENESIS, job_id.encode())
 
 
-def coordinators(head: bytes, roster: Iterable[PeerId]) -> tuple[PeerId, ...]:
-    """Who coordinates the round after `head`: the first; if it fails the second; and so on."""
-    return tuple(sorted(set(roster), key=lambda peer: sha256(head, peer.encode())))
+def coordinators(head: bytes, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
+    """An order of these peers that depends on the head, so that turns fall to all alike."""
+    return tuple(sorted(set(peers), key=lambda peer: sha256(head, peer.encode())))
 
 
 def has_quorum(num_votes: int, num_members: int) -> bool:
@@ -72,6 +72,21 @@ class Chain:
         if self.last is None:
             return ()
         return tuple(PeerId(peer) for peer in sorted({*self.last.members, *self.last.joiners}))
+
+    @property
+    def turns(self) -> tuple[PeerId, ...]:
+        """Who coordinates the next round, view by view; empty for the first one.
+
+        Members of the last round come before its joiners, of whom nobody can tell yet whether
+        they are there at all.
+        """
+        if self.last is None:
+            return ()
+        members, joiners = (
+            coordinators(self.head, map(PeerId, peers))
+            for peers in (self.last.members, self.last.joiners)
+        )
+        return (*members, *joiners)
 
     @property
     def num_done(self) -> int:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import msgpack
 
-from zoonet.averaging.chain import Chain, coordinators
+from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.coordinator import Coordinator, RoundSeat
 from zoonet.averaging.deadlines import LearnedTimeout
@@ -111,7 +111,7 @@ class Chair:
             self._elsewhere and self._elsewhere_parent == chain.head and stream.peer_id != self._me
         ):
             await stream.send(msgpack.encode(Busy(record=self._elsewhere)))
-        elif self._is_mine(ready.view, stream.peer_id) and not chain.is_finished:
+        elif self._is_mine(ready.view) and not chain.is_finished:
             await self._sit_down(ready.view).attend(stream, ready)
         else:
             await self._say_elsewhere(stream)
@@ -120,10 +120,14 @@ class Chair:
         message = Elsewhere(length=len(self._chain()), head=self._chain().head)
         await stream.send(msgpack.encode(message))
 
-    def _is_mine(self, view: int, asker: PeerId) -> bool:
-        chain = self._chain()
-        order = coordinators(chain.head, chain.roster or self._founders() | {asker})
-        return order[view % len(order)] == self._me
+    def _is_mine(self, view: int) -> bool:
+        """Tell whether it is this peer's turn.
+
+        Always before the first round: each founder knows of others, and who comes may wait here
+        until this peer takes its own seat or has found another one.
+        """
+        turns = self._chain().turns
+        return not turns or turns[view % len(turns)] == self._me
 
     # --- the seat -----------------------------------------------------------------------------
 

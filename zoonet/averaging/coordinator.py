@@ -334,6 +334,8 @@ class Coordinator:
         self._heard[peer] = self._now()
         if peer == self._me:
             self._seated = self._now()
+            for early in list(self._followers):
+                self._observe_arrival(early)
         if self._conductor is not None:
             self._welcome_back(peer, self._conductor)
         else:
@@ -353,11 +355,14 @@ class Coordinator:
         return len(self._followers) < MAX_MEMBERS + len(self.seat.roster)
 
     def _observe_arrival(self, peer: PeerId) -> None:
-        """Learn how long the others need, from each once, so that nobody can stretch it alone."""
-        if peer in self.seat.roster and peer not in self._observed:
+        """Learn how long the others need, from each once, so that nobody can stretch it alone.
+
+        Only once this peer itself is there: others may come before that as often as they like.
+        """
+        is_awaited = peer in self.seat.roster and peer not in (self._me, *self._observed)
+        if self._seated is not None and is_awaited:
             self._observed.add(peer)
-            seated = self._now() if self._seated is None else self._seated
-            self._gather_timeout.observe(self._now() - seated)
+            self._gather_timeout.observe(self._now() - self._seated)
 
     async def _converse(self, follower: _Follower) -> None:
         sending = asyncio.create_task(follower.send(self._config.silence_s))

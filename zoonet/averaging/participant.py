@@ -3,7 +3,7 @@
 `Participant` plays one round after the other. Its parts have one idea each: `growth` the chain and
 the state behind it, `votes` what certifies a round, `turns` whom to follow, `attendance` one round
 at its coordinator, `outside` what to do when turned away; `chair` is where others come when it is
-this peer's turn, `rivals` looks at other chains.
+this peer's turn, `rivals` looks at other chains, `roll_call` at who is there to found the job.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from zoonet.averaging.member import NoPlan, NotInvited, StandsElsewhere
 from zoonet.averaging.outside import Outside
 from zoonet.averaging.replica import Replica
 from zoonet.averaging.rivals import Rivals
+from zoonet.averaging.roll_call import RollCall
 from zoonet.averaging.suspects import Suspects
 from zoonet.averaging.turns import Turns
 from zoonet.averaging.votes import Votes
@@ -33,7 +34,9 @@ from zoonet.errors import ProtocolViolation, RoundFailed, ShardUnavailable, Tran
 from zoonet.transport import Stream, Transport
 
 FAREWELL_S: Final = 20.0  # how long the final state of a finished job is looked for
-CATCH_UP_S: Final = 30.0  # for a look at the chains there are, before founding another one
+CATCH_UP_S: Final = 30.0  # in all, for a look at the chains there are, before founding another
+ROLL_CALL_S: Final = 4.0  # for who wants the job to answer, before it is founded without them
+BEYOND: Final = 2**40  # links that no chain has: asked for those, a peer says where it stands
 IDLE_ROUNDS: Final = 3  # that a member may go without a contribution
 
 log = logging.getLogger(__name__)
@@ -67,8 +70,17 @@ class Participant:
             errands=self._errands,
         )
         self._growth = growth = Growth(gear, chain, self._on_head)
+        self._look_until = 0.0  # until then a job is not founded before all chains are looked at
         suspects = Suspects()
-        self._turns = turns = Turns(self._me, events.founders, suspects)
+        self._roll_call = RollCall(
+            self._current_chain,
+            lambda: events.founders() - {self._me},
+            self._ask,
+            answer_s=config.silence_s,
+        )
+        self._turns = turns = Turns(
+            self._me, self._roll_call.present, suspects, num_needed=config.min_founders
+        )
         self._chair = Chair(
             identity,
             clock,
@@ -111,12 +123,17 @@ class Participant:
         """
         growth = self._growth
         growth.begin()
+        self._look_until = self._now() + CATCH_UP_S
         looking = asyncio.create_task(self._rivals.run())
+        calling = asyncio.create_task(self._roll_call.run())
         try:
+            if not self.chain.roster:
+                await self._roll_call.settled(ROLL_CALL_S)
             while not (self.chain.is_finished and growth.is_up_to_date):
                 head = self.chain.head
-                if looking.done():
-                    looking.result()  # it never ends, unless by a bug
+                for task in (looking, calling):
+                    if task.done():
+                        task.result()  # it may have ended by a bug
                 try:
                     await self._play()
                 except (RoundFailed, TransportError, ProtocolViolation) as error:
@@ -127,8 +144,9 @@ class Participant:
             # Without the last votes, which are still under way, others would lack the last round.
             await self._errands.settle(self._config.silence_s)
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            for task in (looking, calling):
+                task.cancel()
+            await asyncio.gather(looking, calling, return_exceptions=True)
             await self._chair.close()
             await self._errands.close()
 
@@ -141,8 +159,8 @@ class Participant:
 
     async def _play(self) -> None:
         await self._growth.settled()  # a round that is being applied comes first
-        if not self.chain.roster:
-            await self._rivals.settled(CATCH_UP_S)
+        if not self.chain.roster and self._now() < self._look_until:
+            await self._rivals.settled(self._look_until - self._now())
         head, roster = self.chain.head, self.chain.roster
         is_inside = self._me in roster or not roster
         if self.chain.is_finished or is_inside:
@@ -177,10 +195,13 @@ class Participant:
         self, error: Exception, coordinator: PeerId, head: bytes, *, is_founding: bool
     ) -> None:
         """The round has ended without a certificate, as far as this peer has seen."""
-        if isinstance(error, NoPlan) and is_founding:
+        is_violation = isinstance(error, ProtocolViolation)
+        if is_founding and not is_violation and self._attendance.is_waiting:
             self._turns.keep_to(coordinator, self._now())
+            if not isinstance(error, NoPlan):
+                await self._growth.wait(head, self._config.beat_s)
             return
-        is_fault = isinstance(error, ProtocolViolation | NoPlan)
+        is_fault = is_violation or (isinstance(error, NoPlan) and not is_founding)
         log.log(
             logging.WARNING if is_fault else logging.INFO,
             "round=%d view=%d ended early: %s",
@@ -191,6 +212,12 @@ class Participant:
         if is_fault:
             self._turns.suspect(coordinator, str(error), self._now())
         await self._next_view(head, coordinator)
+
+    async def _ask(self, peer: PeerId) -> None:
+        """Ask a peer where it stands. Raises TransportError or ProtocolViolation."""
+        page = await self._chain_sync.read(peer, BEYOND)
+        if page.length:
+            self._rivals.note(peer, page.head)
 
     async def _next_view(self, head: bytes, coordinator: PeerId) -> None:
         """Give the votes that are under way a moment; then it is the next coordinator's turn."""

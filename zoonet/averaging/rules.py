@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from zoonet.averaging.chain import Chain, coordinators
+from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.leases import most_slots
 from zoonet.averaging.messages import Attempt, Round, RoundResult, Share
@@ -29,7 +29,7 @@ def check_plan(plan: Round, coordinator: PeerId, chain: Chain, config: RoundsCon
         chain.check_shares(plan.leases)
     except ProtocolViolation as error:
         raise ProtocolViolation(coordinator, f"a plan with {error.evidence}") from error
-    order = coordinators(chain.head, chain.roster)
+    order = chain.turns
     if coordinator not in plan.members or (order and order[plan.view % len(order)] != coordinator):
         raise ProtocolViolation(coordinator, "a plan of who is not the round's coordinator")
     if len(plan.members) + len(plan.joiners) > config.max_members:

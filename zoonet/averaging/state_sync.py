@@ -29,6 +29,8 @@ from zoonet.transport import (
 MAX_CHUNKS = 1_000_000
 CALL_TIMEOUT_S = 20.0
 MAX_AT_ONCE = 4  # chunks on their way to one peer
+NUM_ASKED = 4  # donors that are asked for the index at once
+SILENT_S = 1.0  # without any answer, before one more is asked
 
 log = logging.getLogger(__name__)
 
@@ -131,25 +133,47 @@ class StateSync:
         log.info("fetched the outer state chunks=%d donors=%d", len(digests), len(donors))
 
     async def _fetch_index(self, state: bytes, donors: Sequence[PeerId]) -> list[bytes]:
-        size = num_chunks(self._replica.num_parameters)
-        for donor in donors:
-            try:
-                digests = await call(
-                    self._transport,
-                    donor,
-                    self._index_protocol,
-                    IndexRequest(state),
-                    Index,
-                    timeout_s=CALL_TIMEOUT_S,
-                    max_bytes=34 * size + 1024,
+        """Ask some donors at once, one more for each second of silence. The first good one wins."""
+        waiting, room = list(donors), NUM_ASKED
+        asking: set[asyncio.Task[list[bytes] | None]] = set()
+        try:
+            while waiting or asking:
+                while waiting and len(asking) < room:
+                    asking.add(asyncio.create_task(self._ask_index(state, waiting.pop(0))))
+                done, asking = await asyncio.wait(
+                    asking, timeout=SILENT_S, return_when=asyncio.FIRST_COMPLETED
                 )
-            except (TransportError, ProtocolViolation) as error:
-                log.debug("no state index from peer=%s: %s", short(donor), error)
-                continue
-            if len(digests) == size and root_of(digests) == state:
-                return digests
-            log.warning("peer=%s sent an index that is not that of the state", short(donor))
+                if not done:
+                    room += 1
+                for answer in done:
+                    if (digests := answer.result()) is not None:
+                        return digests
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
         raise ShardUnavailable(f"none of {len(donors)} peers holds the state")
+
+    async def _ask_index(self, state: bytes, donor: PeerId) -> list[bytes] | None:
+        """The digests of the state's chunks, or None where this donor cannot tell them."""
+        size = num_chunks(self._replica.num_parameters)
+        try:
+            digests = await call(
+                self._transport,
+                donor,
+                self._index_protocol,
+                IndexRequest(state),
+                Index,
+                timeout_s=CALL_TIMEOUT_S,
+                max_bytes=34 * size + 1024,
+            )
+        except (TransportError, ProtocolViolation) as error:
+            log.debug("no state index from peer=%s: %s", short(donor), error)
+            return None
+        if len(digests) == size and root_of(digests) == state:
+            return digests
+        log.warning("peer=%s sent an index that is not that of the state", short(donor))
+        return None
 
     async def _drain(self, donor: PeerId, fetching: _Fetching) -> None:
         """Fetch chunks from one donor until all are here, from whomever, or it fails."""

@@ -9,8 +9,10 @@ from zoonet.averaging.chain import Chain, coordinators
 from zoonet.averaging.suspects import Suspects
 from zoonet.crypto import PeerId
 
-AVOID_S: Final = 3.0  # a founder that cannot be reached is passed over for this long
-MAX_NO_PLANS: Final = 8  # in a row, before another founder is tried
+AVOID_S: Final = 3.0  # about what a visit to a founder takes that leads to nothing
+LONGEST_AVOID_S: Final = 600.0
+MAX_AVOIDED: Final = 1024
+MAX_NO_PLANS: Final = 6  # in a row, before another founder is tried
 MAX_REFUSALS: Final = 8  # times that a coordinator may send this peer elsewhere, for one head
 
 
@@ -19,22 +21,32 @@ class Turns:
 
     In the first round there is no roster that fixes an order of coordinators, and everybody
     knows of others at another time: so all keep coming back to the first whom they reach.
-    `wanted` are the peers known to want the job.
+    `wanted` are the peers known to want the job; `num_needed` of them can found it.
     """
 
-    def __init__(self, me: PeerId, wanted: Callable[[], set[PeerId]], suspects: Suspects) -> None:
+    def __init__(
+        self,
+        me: PeerId,
+        wanted: Callable[[], set[PeerId]],
+        suspects: Suspects,
+        *,
+        num_needed: int,
+    ) -> None:
         self.view = 0
         self._me = me
         self._wanted = wanted
         self._suspects = suspects
+        self._num_needed = num_needed
         self._num_refusals = 0
-        self._avoided: dict[PeerId, float] = {}
+        self._avoided: dict[PeerId, tuple[float, float]] = {}  # end and length, in seconds
+        self._left: dict[PeerId, tuple[float, float]] = {}  # the same, for having no plan
+        self._seen: set[PeerId] = set()  # wanted the job when last looked
         self._awaited = me  # the founder that was followed last without a plan
         self._num_no_plans = 0  # of it, in a row
 
     def coordinator(self, chain: Chain, now: float) -> PeerId:
         """Whose turn it is in this view, or in the next one where that is a suspect's."""
-        order = coordinators(chain.head, chain.roster or self.founders(now))
+        order = chain.turns or coordinators(chain.head, self.founders(now))
         suspects = self._suspects.at(now) - {self._me}
         for _ in order:
             if order[self.view % len(order)] not in suspects:
@@ -43,9 +55,18 @@ class Turns:
         return order[self.view % len(order)]
 
     def founders(self, now: float) -> set[PeerId]:
-        """Who may found the job, without those that could not be reached a moment ago."""
-        avoided = {peer for peer, until in self._avoided.items() if until > now}
-        return (self._wanted() - avoided - self._suspects.at(now)) | {self._me}
+        """Who may found the job, without those that are passed over just now."""
+        wanted = self._wanted()
+        if wanted - self._seen:
+            self._left.clear()  # with one more there may be a plan
+        self._seen = set(wanted)
+        passed_over = {
+            peer
+            for avoided in (self._avoided, self._left)
+            for peer, (until, _) in avoided.items()
+            if until > now
+        }
+        return (wanted - passed_over - self._suspects.at(now)) | {self._me}
 
     def start_over(self) -> None:
         """The chain has another head, and its next round has all its views before it."""
@@ -68,16 +89,36 @@ class Turns:
         return self._num_refusals <= MAX_REFUSALS
 
     def keep_to(self, founder: PeerId, now: float) -> None:
-        """Founders gather at one peer, so nobody leaves it for having to wait; only in the end."""
+        """It is there and has no plan yet: founders gather at one peer, so nobody leaves it.
+
+        Only in the end, and not while too few are known: then it cannot have a plan.
+        """
         self._num_no_plans = self._num_no_plans + 1 if self._awaited == founder else 1
         self._awaited = founder
-        if self._num_no_plans >= MAX_NO_PLANS:
-            self._num_no_plans = 0
-            self.avoid(founder, now)
+        if self._num_no_plans < MAX_NO_PLANS:
+            return
+        self._num_no_plans = 0
+        if len(self.founders(now)) >= self._num_needed:
+            self._pass_over(founder, now, self._left, AVOID_S)
 
     def avoid(self, founder: PeerId, now: float) -> None:
-        """Pass over a founder that cannot be reached."""
-        self._avoided[founder] = now + AVOID_S
+        """It led to nothing: go to each of the others before it, and later each time."""
+        self._pass_over(founder, now, self._avoided, AVOID_S * max(1, len(self._seen)))
+
+    def _pass_over(
+        self,
+        founder: PeerId,
+        now: float,
+        avoided: dict[PeerId, tuple[float, float]],
+        first_s: float,
+    ) -> None:
+        if founder == self._me:
+            return
+        _, length_s = avoided.pop(founder, (0.0, 0.0))
+        length_s = min(LONGEST_AVOID_S, max(first_s, 2 * length_s))
+        avoided[founder] = (now + length_s, length_s)
+        if len(avoided) > MAX_AVOIDED:
+            del avoided[next(iter(avoided))]
 
     def suspect(self, peer: PeerId, reason: str, now: float) -> None:
         """The peer wasted a round: it has no turn for a while. Never this peer itself."""

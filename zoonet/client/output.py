@@ -20,7 +20,7 @@ from zoonet.config.prepared import MAX_SPEC_BYTES
 from zoonet.crypto import PeerId
 from zoonet.errors import ProtocolViolation
 from zoonet.jobs import JobView, ResultView
-from zoonet.training.export import from_safetensors
+from zoonet.training.export import from_safetensors, to_config
 
 MAX_CHAIN_BYTES: Final = 1 << 30
 MAX_TOKENIZER_BYTES: Final = 64 << 20
@@ -57,7 +57,7 @@ class JobOutput:
 
     @property
     def config(self) -> Path:
-        """The architecture: the fields of `ModelSpec` as JSON."""
+        """The architecture, as `zoonet.training.export.from_config` reads it."""
         return self.folder / "config.json"
 
     @property
@@ -178,12 +178,11 @@ class ResultFetcher:
             "chain_cid": result.chain_cid,
             "holders": result.holders,
         }
-        model_json = msgspec.json.format(msgspec.json.encode(prepared.model), indent=2)
         write_file(self._store, result.model_cid, output.model)
         write_file(self._store, result.chain_cid, output.chain)
         write_file(self._store, prepared.tokenizer_cid, output.tokenizer)
         try:
-            write_durably(output.config, model_json)
+            write_durably(output.config, to_config(prepared.model))
             write_durably(output.report, json.dumps(report, indent=2).encode())
         except OSError as error:
             raise storage_error("write", output.folder, error) from error

@@ -31,7 +31,7 @@ def encode_tensor(name: str, values_N: Tensor, out: memoryview) -> int:
     if values_N.dtype != torch.float32 or values_N.ndim != 1 or not values_N.is_contiguous():
         raise ValueError(f"a {values_N.dtype} tensor of shape {tuple(values_N.shape)}")
     num_values = values_N.numel()
-    if num_values == 0 or out.nbytes < codec(name).max_bytes(num_values):
+    if num_values == 0 or out.readonly or out.nbytes < codec(name).max_bytes(num_values):
         raise ValueError(f"a buffer of {out.nbytes} bytes for {num_values} values")
     _require(values_N, codec(name).max_magnitude)
     if name == "topk2":

@@ -278,6 +278,8 @@ def _losses(
     for record in progress:
         said[record.body.eval_round][record.body.eval_loss] += 1
     for ended in results:
+        for num_rounds, loss in ended.body.eval_losses:
+            said[num_rounds][loss] += 1
         said[ended.body.num_rounds][ended.body.eval_loss] += 1
     losses = dict(earlier)
     for num_rounds, counts in said.items():

@@ -164,6 +164,16 @@ class Control:
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.STREAM_HANDLER, streamHandler=handler)
         await self._ask(request, doing=f"serving {protocol}")
 
+    async def unserve_streams(self, socket_path: Path, protocol: str) -> None:
+        """Have the daemon refuse streams of the protocol again."""
+        removed = p2pd_pb2.RemoveStreamHandlerRequest(
+            addr=socket_address(socket_path).to_bytes(), proto=[protocol]
+        )
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.REMOVE_STREAM_HANDLER, removeStreamHandler=removed
+        )
+        await self._ask(request, doing=f"no longer serving {protocol}")
+
     async def publish(self, topic: str, payload: bytes) -> None:
         """Send a message to everyone who subscribes to the topic."""
         message = p2pd_pb2.PSRequest(type=p2pd_pb2.PSRequest.PUBLISH, topic=topic, data=payload)

@@ -152,6 +152,7 @@ class HostTransport:
         self._socket_path = socket_path
         self._addresses_of = addresses_of
         self._handlers: dict[str, StreamHandler] = {}
+        self._registering = asyncio.Lock()  # the daemon hears of one change after the other
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._unnamed: set[Writer] = set()  # brought by the daemon, peer still to be read
@@ -188,10 +189,16 @@ class HostTransport:
                 stream.abort()
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
-        is_new = protocol not in self._handlers
-        self._handlers[protocol] = handler
-        if is_new:
-            await self._control.serve_streams(self._socket_path, PROTOCOL_PREFIX + protocol)
+        async with self._registering:
+            is_new = protocol not in self._handlers
+            self._handlers[protocol] = handler
+            if is_new:
+                await self._control.serve_streams(self._socket_path, PROTOCOL_PREFIX + protocol)
+
+    async def unserve(self, protocol: str) -> None:
+        async with self._registering:
+            if self._handlers.pop(protocol, None) is not None:
+                await self._control.unserve_streams(self._socket_path, PROTOCOL_PREFIX + protocol)
 
     async def open(self, peer_id: PeerId, protocol: str) -> HostStream:
         if peer_id == self._peer_id:

@@ -181,6 +181,7 @@ class JobResult(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     num_rounds: Natural
     num_tokens: Natural
     eval_loss: Finite = 0.0
+    eval_losses: Annotated[tuple[tuple[Natural, Finite], ...], Meta(max_length=128)] = ()
 
     def key(self) -> str:
         return result_key(self.job_id)

@@ -125,6 +125,9 @@ class MemoryTransport:
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         self._handlers[protocol] = handler
 
+    async def unserve(self, protocol: str) -> None:
+        self._handlers.pop(protocol, None)
+
     async def open(self, peer_id: PeerId, protocol: str) -> MemoryStream:
         await self.swarm.faults.delay(self.peer_id, peer_id, 0)
         other = self.swarm.transports.get(peer_id)

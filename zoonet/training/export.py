@@ -1,19 +1,24 @@
-"""A model as a safetensors file, the same bytes from every replica.
+"""A model as files: its weights, the same bytes from every replica, and its architecture.
 
 P = flat parameters
 """
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Final
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from zoonet.config import ModelSpec
 from zoonet.exact import Vector
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes, in the order of the vector
+SPEC_KEY: Final = "zoonet_model"  # in a config.json that another library reads too
 
 
 def to_safetensors(layout: Layout, theta_P: Vector) -> bytes:
@@ -48,3 +53,26 @@ def from_safetensors(layout: Layout, raw: bytes) -> Vector:
     if tensors:
         raise ValueError(f"the file has {sorted(tensors)[:3]}, which the model does not know")
     return np.concatenate(parts)
+
+
+def to_config(spec: ModelSpec) -> bytes:
+    """The architecture as JSON: the fields of `ModelSpec`.
+
+    For a model of `transformers` it is that library's own config.json, with these fields under
+    SPEC_KEY, so that `AutoModelForCausalLM.from_pretrained` reads the folder as it is. Raises
+    ConfigError where the library cannot build the model.
+    """
+    fields = msgspec.to_builtins(spec)
+    if spec.kind == "transformers":
+        from zoonet.training.models.causal_lm import library_config  # imports torch
+
+        fields = library_config(spec) | {SPEC_KEY: fields}
+    return json.dumps(fields, indent=2).encode()
+
+
+def from_config(raw: bytes) -> ModelSpec:
+    """Read what `to_config` made. Raises ValueError."""
+    fields = msgspec.json.decode(raw)
+    if isinstance(fields, dict) and SPEC_KEY in fields:
+        fields = fields[SPEC_KEY]
+    return msgspec.convert(fields, ModelSpec)

@@ -20,6 +20,7 @@ from zoonet.transport.lanes import (
     Sink,
 )
 from zoonet.transport.local import LocalStream, local_pair
+from zoonet.transport.scope import ServingScope
 from zoonet.transport.stream_lanes import StreamLane, StreamLanes
 from zoonet.transport.streams import MAX_FRAME_BYTES, Buffer, Stream, StreamHandler, Transport
 
@@ -36,6 +37,7 @@ __all__ = [
     "LocalStream",
     "Path",
     "Refused",
+    "ServingScope",
     "Sink",
     "Stream",
     "StreamHandler",

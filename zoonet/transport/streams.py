@@ -69,6 +69,13 @@ class Transport(Protocol):
         """
         ...
 
+    async def unserve(self, protocol: str) -> None:
+        """Refuse the protocol's streams from now on; those that are open go on. Idempotent.
+
+        Whoever knew of it may get a stream that ends at once, rather than PeerUnreachable.
+        """
+        ...
+
     async def open(self, peer_id: PeerId, protocol: str) -> Stream:
         """Open a stream. Raises PeerUnreachable."""
         ...

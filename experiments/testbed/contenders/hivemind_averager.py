@@ -62,14 +62,19 @@ class Hivemind:
     async def connect(self, hellos: list[Hello]) -> None:
         if self._dht is None:
             self._dht = self._join(hellos[0]["addresses"])
-        options = DEFAULTS | self._stage.options.get("hivemind", {})
+        everyone = {"min_group_size": self._stage.num_peers}
+        options = (
+            DEFAULTS
+            | everyone
+            | self._stage.options.get("hivemind", {})
+            | self._stage.options.get("hivemind", {})
+        )
         self._averager = DecentralizedAverager(
             [torch.zeros(self._stage.num_values)],
             self._dht,
             start=True,
             prefix="benchmark",
             target_group_size=self._stage.num_peers,
-            min_group_size=self._stage.num_peers,
             shutdown_timeout=2.0,
             **options,
         )

@@ -30,6 +30,8 @@ from zoonet.membership.gossip.messages import (
 from zoonet.membership.gossip.table import Table
 
 PAGE_IDS: Final = 400  # of one request, so that an answer stays below MAX_PAGE_BYTES
+MAX_PAGES: Final = 4  # fetched at once
+MAX_JOIN_PAGES: Final = 64  # the same of a newcomer, from each contact
 MAX_HOT: Final = 2048
 MAX_CONTACTS: Final = 64
 LOST_SHARE: Final = 0.25  # of the rounds of calls that try a peer taken for dead
@@ -196,9 +198,8 @@ class Machine:
                 self.is_complete = True
         if call.share >= 0 and self._num_pending == 0:
             self.is_complete = True
-            self._reconcile_at = (
-                0.0  # soon, with another peer: did the contacts keep anything back?
-            )
+            self._reconcile_at = 0.0  # soon, with another: did the contacts keep anything back?
+            effects += self._introduce(now)
         return effects
 
     def on_failure(self, call: Call, now: float) -> list[Effect]:
@@ -412,7 +413,9 @@ class Machine:
         if call.share < 0 and max(len(lacking), len(surplus)) > MAX_NEWS:
             self._reconcile_at = 0.0  # two swarms have met: pass it on at the pace of ticks
         news = _within(surplus, MAX_NEWS_BYTES)[:MAX_NEWS]
-        pages = [lacking[start : start + PAGE_IDS] for start in range(0, len(lacking), PAGE_IDS)]
+        most = (MAX_JOIN_PAGES if call.share >= 0 else MAX_PAGES) * PAGE_IDS
+        num_ids = min(len(lacking), most)  # a liar may offer any number
+        pages = [lacking[start : start + PAGE_IDS] for start in range(0, num_ids, PAGE_IDS)]
         if not pages and news:
             pages = [[]]
         effects: list[Effect] = []

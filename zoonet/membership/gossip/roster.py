@@ -22,6 +22,7 @@ from zoonet.membership.gossip.messages import (
     AskWire,
     ToldWire,
     from_wire,
+    num_told_bytes,
     to_wire,
     told_from_wire,
     told_to_wire,
@@ -34,8 +35,9 @@ MAX_FIND_ROUNDS: Final = 3
 GOODBYE_S: Final = 2.0
 GOODBYE_LIFETIME_S: Final = 3600.0  # longer where our record would live longer
 CHECKS_PER_TURN: Final = 32  # signatures between two looks at everything else
-ASKS_PER_S: Final = 4.0  # that one peer may ask in the long run
-ASK_BURST: Final = 64.0  # and at once: a newcomer's pages
+ASKS_PER_S: Final = 1.0  # that one peer may ask in the long run
+ASK_BURST: Final = 160.0  # and at once: a newcomer's pages
+BYTES_PER_ASK: Final = 128 * 1024  # a longer answer counts as more than one
 MAX_METERED: Final = 4096
 
 Describe = Callable[[], Awaitable[PeerRecord]]
@@ -251,6 +253,7 @@ class Roster:
         ask = from_wire(wire, peer_id, await self._admit(wire.news, peer_id))
         told, effects = self.machine.on_ask(peer_id, ask, self._clock.now())
         self._carry_on(effects)
+        self._meter.charge(peer_id, num_told_bytes(told) / BYTES_PER_ASK)
         return told_to_wire(told)
 
     async def _renew(self) -> None:
@@ -334,3 +337,8 @@ class _Meter:
         if len(self._buckets) > MAX_METERED:
             self._buckets.popitem(last=False)
         return tokens >= 1
+
+    def charge(self, peer_id: PeerId, num: float) -> None:
+        """Take more tokens, after the fact."""
+        tokens, at = self._buckets.get(peer_id, (ASK_BURST, 0.0))
+        self._buckets[peer_id] = (tokens - num, at)

@@ -46,6 +46,7 @@ class Table:
         self._random = Random(seed)
         self._salt = self._random.randbytes(16)
         self._refused_ids: dict[int, None] = {}
+        self._suspects: set[bytes] = set()  # accused, but not by enough yet
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -147,15 +148,17 @@ class Table:
         self._entries.put(item)
         if item.is_member:
             self._forget_older_accusations(item)
-        elif item.subject:
-            self._judge(item)
+        if item.subject:
+            self._judge(item.subject)
         self._make_room(item)
         return True
 
     def expire(self, now: float) -> None:
-        """Let go of what has run out."""
+        """Let go of what has run out, and of suspects against whom the jury has grown."""
         for item in self._entries.pop_expired(now):
             self._entries.remove(item)
+        for subject in list(self._suspects):
+            self._judge(subject)
 
     def is_accused(self, item: Item) -> bool:
         """Whether a verdict stands against a member, or its own goodbye."""
@@ -217,21 +220,28 @@ class Table:
 
     def _is_settled(self, gone: Item) -> bool:
         """Whether the accused has signed a newer record since: its word stands."""
-        # Its author is not named in an accusation, so the ring finds the member.
-        found = next(self._entries.after(gone.position - 1), None)
-        if found is None or found.subject != gone.subject:
-            return False
-        return bool(found.record.sequence > gone.record.body.seq)
+        accused = self._member_at(gone.subject)
+        return accused is not None and accused.record.sequence > gone.record.body.seq
 
-    def _judge(self, gone: Item) -> None:
-        """Act on an accusation that has come in."""
-        found = next(self._entries.after(gone.position - 1), None)
-        if found is None or found.subject != gone.subject or found.author == self.peer_id:
+    def _member_at(self, subject: bytes) -> Item | None:
+        """The member of that short name: a ring is searched, since it names nobody in full."""
+        position = int.from_bytes(subject[:8], "big")
+        found = next(self._entries.after(position - 1), None)
+        return found if found is not None and found.subject == subject else None
+
+    def _judge(self, subject: bytes) -> None:
+        """Take a member off where the accusations suffice."""
+        self._suspects.discard(subject)
+        votes = self._entries.votes(subject)
+        accused = self._member_at(subject) if votes else None
+        if accused is None or accused.author == self.peer_id:
             return
-        if self.is_accused(found):
-            self._entries.remove(found)
-            if gone.author != found.author:  # no goodbye: it may only have been cut off
-                self.lost.append(found)
+        if not self.is_accused(accused):
+            self._suspects.add(subject)
+            return
+        self._entries.remove(accused)
+        if all(vote.author != accused.author for vote in votes):
+            self.lost.append(accused)  # no goodbye: it may only have been cut off
 
     def _forget_older_accusations(self, member: Item) -> None:
         for vote in self._entries.votes(member.subject):

@@ -6,12 +6,14 @@ library can be named. B = samples, T = tokens, V = vocabulary
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoonet.config import ModelSpec
 from zoonet.errors import ConfigError
@@ -34,9 +36,26 @@ class CausalLM(TrainableModel):
         logits_BTV = self.model(input_ids=x_BT, use_cache=False).logits
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten())
 
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """As `transformers` names them, so that it can read the exported file."""
+        named: Iterator[tuple[str, nn.Parameter]] = self.model.named_parameters(
+            prefix, recurse, remove_duplicate
+        )
+        return named
+
     def next_token_logits(self, x_BT: Tensor) -> Tensor:
         logits_BTV: Tensor = self.model(input_ids=x_BT, use_cache=False).logits
         return logits_BTV[:, -1]
+
+
+def library_config(spec: ModelSpec) -> dict[str, Any]:
+    """The fields of the config.json that `transformers` writes for this model."""
+    with torch.device("meta"):
+        model = _from_config(spec)
+    fields: dict[str, Any] = json.loads(model.config.to_json_string())
+    return fields | {"architectures": [type(model).__name__]}
 
 
 def _check_counts(fields: dict[str, Any]) -> None:

@@ -1,0 +1,159 @@
+"""The first round, which anybody may found: crowds who say that they want the job, and do not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.attacks.hostile import CHAIN, HONEST, ROUND, Hostile, stranger
+from tests.averaging.swarm import JOB_ID, Swarm, identity_of
+from zoonet.averaging import Chain, RoundsConfig
+from zoonet.averaging.chain_sync import ChainPage, ChainRequest
+from zoonet.crypto import PeerId
+from zoonet.testing import run
+from zoonet.transport import Stream, serve_calls
+
+CROWD = tuple(f"sybil{number}" for number in range(40))
+LATE_S = (0.0, 7.0, 100.0, 1000.0)  # that the last of the three honest founders comes
+
+Attack = Callable[[Hostile], Awaitable[None]]
+
+
+def founding(attack: Attack, *names: str, late_s: float = 0.0, within_s: float = 3600.0) -> float:
+    """How long three honest peers need for their first round while strangers claim to found it.
+
+    Seconds of virtual time since the last of the three came; the others came `late_s` earlier.
+    """
+
+    async def main() -> float:
+        swarm = Swarm(2000, RoundsConfig(inner_steps=10, min_founders=3))
+        for name in names:
+            one = stranger(swarm, name)
+            swarm.strangers.add(one.peer_id)
+            await attack(one)
+        for name in HONEST[:2]:
+            await swarm.add(name)
+        swarm.start(*HONEST[:2])
+        await asyncio.sleep(late_s)
+        await swarm.add(HONEST[2])
+        swarm.start(HONEST[2])
+        ada = swarm.peers["ada"]
+        await swarm.until(lambda: len(ada.chain) >= 1, within_s=within_s)
+        members = {swarm.peers[name].peer_id for name in HONEST}
+        assert members <= set(ada.chain.certificates[0].result.members)
+        took_s = asyncio.get_running_loop().time() - late_s
+        for name in HONEST:
+            await swarm.kill(name)
+        return took_s
+
+    return run(main())
+
+
+async def sit(stream: Stream) -> None:
+    await asyncio.Event().wait()
+
+
+async def show_an_empty_chain(hostile: Hostile) -> None:
+    """Answer the question whether one is there as an honest founder does."""
+    empty = Chain(JOB_ID, 2000)
+
+    async def answer(_: PeerId, request: ChainRequest) -> ChainPage:
+        return ChainPage(
+            job_id=JOB_ID,
+            length=0,
+            head=empty.head,
+            num_done=0,
+            parent=empty.head,
+            certificates=(),
+        )
+
+    await serve_calls(hostile.transport, CHAIN, ChainRequest, answer)
+
+
+async def be_nowhere(hostile: Hostile) -> None:
+    await hostile.transport.close()
+
+
+async def say_nothing(hostile: Hostile) -> None:
+    for protocol in (CHAIN, ROUND):
+        await hostile.transport.serve(protocol, sit)
+
+
+async def answer_and_say_nothing(hostile: Hostile) -> None:
+    await show_an_empty_chain(hostile)
+    await hostile.transport.serve(ROUND, sit)
+
+
+async def answer_with_nonsense(hostile: Hostile) -> None:
+    async def nonsense(stream: Stream) -> None:
+        await stream.receive()
+        await stream.send(b"\xc1")
+
+    await show_an_empty_chain(hostile)
+    await hostile.transport.serve(ROUND, nonsense)
+
+
+async def be_alive_and_plan_nothing(hostile: Hostile) -> None:
+    await show_an_empty_chain(hostile)
+    await hostile.transport.serve(ROUND, hostile.beat)
+
+
+def test_three_peers_alone_found_their_job_in_seconds() -> None:
+    assert founding(be_nowhere) < 5
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+def test_founders_who_are_not_there_cost_nothing(late_s: float) -> None:
+    assert founding(be_nowhere, *CROWD, late_s=late_s) < 10
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+def test_founders_who_never_answer_anything_cost_seconds(late_s: float) -> None:
+    """Forty are asked in three lots, each of which has six seconds."""
+    assert founding(say_nothing, *CROWD, late_s=late_s) < 30
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+def test_founders_who_answer_and_then_say_nothing_cost_minutes(late_s: float) -> None:
+    """At most a visit of three seconds to each of them."""
+    assert founding(answer_and_say_nothing, *CROWD, late_s=late_s) < 180
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+def test_founders_who_answer_and_break_the_rules_cost_seconds(late_s: float) -> None:
+    assert founding(answer_with_nonsense, *CROWD, late_s=late_s) < 60
+
+
+def test_founders_that_are_invented_all_the_time_cost_seconds() -> None:
+    async def main() -> float:
+        swarm = Swarm(2000, RoundsConfig(inner_steps=10, min_founders=3))
+        for name in HONEST:
+            await swarm.add(name)
+        swarm.start()
+        ada = swarm.peers["ada"]
+
+        async def invent() -> None:
+            for number in range(2000):
+                swarm.strangers.add(identity_of(f"new{number}").peer_id)
+                await asyncio.sleep(0.1)
+
+        inventing = asyncio.create_task(invent())
+        await swarm.until(lambda: len(ada.chain) >= 1)
+        inventing.cancel()
+        for name in HONEST:
+            await swarm.kill(name)
+        return asyncio.get_running_loop().time()
+
+    assert run(main()) < 10
+
+
+@pytest.mark.parametrize("late_s", LATE_S)
+def test_a_few_founders_who_are_alive_and_plan_nothing_cost_minutes(late_s: float) -> None:
+    assert founding(be_alive_and_plan_nothing, *CROWD[:4], late_s=late_s) < 600
+
+
+def test_not_prevented_yet_many_founders_who_are_alive_and_plan_nothing_cost_longer() -> None:
+    """Nobody can tell them from honest ones who wait for more, and each has several visits."""
+    assert 300 < founding(be_alive_and_plan_nothing, *CROWD[:10]) < 1800
