@@ -188,7 +188,13 @@ class Session:
 
     async def peers(self) -> Table:
         """Who is in the swarm, this notebook left out."""
-        return peer_table([peer_row(record) for record in await self.network.peers()])
+        paths = await self.network.paths()
+        return peer_table(
+            [
+                peer_row(record, paths.get(record.author, ""))
+                for record in await self.network.peers()
+            ]
+        )
 
     async def jobs(self) -> Table:
         """Every job that is neither cancelled nor expired."""

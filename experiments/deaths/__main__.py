@@ -33,7 +33,8 @@ from experiments.testbed.results import Bars, Goal
 from experiments.testbed.troupe import ActorFailed, Performance, Troupe
 
 QUESTION: Final = "What does a death in the middle of a round cost the others?"
-EVERYBODY: Final = ("zoonet", "hivemind")
+OURS: Final = "rounds"
+EVERYBODY: Final = (OURS, "hivemind")
 MIB: Final = 1 << 20
 
 
@@ -83,13 +84,16 @@ class Session:
             yield troupe
 
     async def runs_of(self, role: Role, wanted: list[Fault]) -> list[Run]:
-        """Every fault in turn, `repeats` times; forwards, then backwards."""
-        runs: list[Run] = []
-        for lap in range(self._options.repeats):
-            for fault in wanted if lap % 2 == 0 else reversed(wanted):
-                runs.append(await self._run(fault, role, lap))
-                measuring.tell(runs[-1])
-        return runs
+        """Every fault by turns, until each has `repeats` runs that count."""
+        known = {str(fault): fault for fault in wanted}
+
+        async def measure_one(fault: str, lap: int) -> Run:
+            run = await self._run(known[fault], role, lap)
+            measuring.tell(run)
+            return run
+
+        turns = tuple(known)
+        return await measuring.by_turns(turns, self._options.repeats, measure_one, is_cold=True)
 
     async def _run(self, fault: Fault, role: Role, lap: int) -> Run:
         try:
@@ -110,8 +114,8 @@ class Session:
         if calm.failures:
             raise ActorFailed(f"an undisturbed round failed: {calm.failures}")
         before = Moment.now()
-        victim = faults.victim_of(role, self.bed.layout)
         prepared = await troupe.prepare(self.name)
+        victim = faults.victim_of(role, self.bed.layout, prepared.coordinator)
         began = troupe.go(self.name)
         await asyncio.sleep(began + self._options.at * calm.seconds - time.monotonic())
         faults.inflict(fault, self.bed, troupe, victim)
@@ -131,7 +135,8 @@ class Session:
             num_wrong=disturbed.num_wrong,
             others_cores=round(others_cores, 3),
             why_not=why_not,
-            more=outcome_of(calm, disturbed, victim),
+            more=outcome_of(calm, disturbed, victim)
+            | {"victim": victim, "coordinator": prepared.coordinator},
         )
 
 
@@ -158,9 +163,9 @@ def goals_of(runs: list[Run], cases: list[tuple[Fault, Role]]) -> list[Goal]:
     """What was promised."""
     goals = []
     for fault, role in cases:
-        found = extra(runs, case_of(fault, role), "zoonet")
+        found = extra(runs, case_of(fault, role), OURS)
         goals.append(Goal(f"{fault} {role}: + s", middle(found), GOAL_S[fault]))
-    ours = [run for run in runs if run.contender == "zoonet" and run.counts]
+    ours = [run for run in runs if run.contender == OURS and run.counts]
     lost = [len(run.more["failures"]) for run in ours]
     partial = [run.num_wrong for run in ours]
     equal = [max(run.num_digests, run.more["calm_num_digests"]) == 1 for run in ours]
@@ -175,8 +180,8 @@ def goals_of(runs: list[Run], cases: list[tuple[Fault, Role]]) -> list[Goal]:
 def table_of(runs: list[Run], cases: list[tuple[Fault, Role]], names: tuple[str, ...]) -> Table:
     """What a person reads."""
     table = Table(title="a peer lost in the middle of a round")
-    left = ("fault", "role", "contender")
-    for column in (*left, "undisturbed", "longer by", "no mean", "silently partial", "runs"):
+    left = ("lost", "contender")
+    for column in (*left, "undisturbed, s", "longer by, s", "no mean", "partial", "runs"):
         table.add_column(column, justify="left" if column in left else "right")
     for fault, role in cases:
         for name in names:
@@ -184,11 +189,10 @@ def table_of(runs: list[Run], cases: list[tuple[Fault, Role]], names: tuple[str,
             calm = spread(run.more["calm_s"] for run in counted)
             longer = extra(runs, case_of(fault, role), name)
             table.add_row(
-                fault,
-                role,
+                case_of(fault, role),
                 name,
-                f"{calm.median:.2f} s" if calm else "-",
-                f"{results.seconds_cell(longer)} s",
+                f"{calm.median:.2f}" if calm else "-",
+                results.seconds_cell(longer),
                 str(sum(len(run.more["failures"]) for run in counted)),
                 str(sum(run.num_wrong for run in counted)),
                 str(len(counted)),
@@ -198,7 +202,7 @@ def table_of(runs: list[Run], cases: list[tuple[Fault, Role]], names: tuple[str,
 
 async def everything(options: argparse.Namespace, folder: Path) -> list[Run]:
     """All faults of all roles for all contenders."""
-    names = command.chosen(options, EVERYBODY, ("zoonet",))
+    names = command.chosen(options, EVERYBODY, (OURS,))
     link = Link(rate_bits_per_s=options.rate_mbit * 1e6, rtt_s=options.rtt_ms / 1e3)
     runs: list[Run] = []
     async with Bed.open(Layout.parse(options.layout), link) as bed:
@@ -214,7 +218,7 @@ def main() -> None:
     """Run, print tables, write one JSON and one plot."""
     options = parse()
     command.require(kernel.require_namespaces)
-    names = command.chosen(options, EVERYBODY, ("zoonet",))
+    names = command.chosen(options, EVERYBODY, (OURS,))
     cases = [(f, r) for r in options.roles.split(",") for f in options.faults.split(",")]
     runs = command.run(lambda folder: everything(options, folder))
     goals = goals_of(runs, cases)

@@ -10,7 +10,7 @@ from experiments.testbed.layout import Layout
 from experiments.testbed.troupe import Troupe
 
 Fault = Literal["reset", "silent", "frozen", "slow"]
-Role = Literal["leaf", "root", "gateway", "any"]
+Role = Literal["leaf", "root", "gateway", "any", "coordinator"]
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 SLOWNESS: Final = 20.0
@@ -18,23 +18,27 @@ SLOWNESS: Final = 20.0
 GOAL_S: Final[dict[Fault, float]] = {"reset": 0.5, "silent": 2.0, "frozen": 2.0, "slow": 2.0}
 
 
-def victim_of(role: Role, layout: Layout) -> int:
+def victim_of(role: Role, layout: Layout, coordinator: int | None) -> int:
     """Who is lost: the first site's first peer is the root, the other sites' first are gateways.
 
-    With "any" the plan is the planner's own, in which everyone has every role in some tree.
+    With "any" the plan is the planner's own, in which everyone has every role in some tree. But
+    for the role of that name, the coordinator is spared where another peer has the same role.
     """
     if role == "root":
         return 0
     if role == "gateway":
         return layout.members(1).start
-    return layout.num_peers - 1  # neither root nor gateway
+    if role == "coordinator" and coordinator is not None:
+        return coordinator
+    last = layout.members(len(layout.sites) - 1)
+    return next(peer for peer in (*reversed(last), 0) if peer != coordinator)
 
 
 def options_of(role: Role, layout: Layout) -> dict[str, Any]:
     """What the contender is told, so that the victim has its role in every tree."""
     # Its survivors may try again as a smaller group.
     rival = {"hivemind": {"min_group_size": 2}}
-    if role == "any":
+    if role in ("any", "coordinator"):
         return rival
     gateways = [layout.members(site).start for site in range(len(layout.sites))]
     return rival | {"plan": {"root_site": 0, "owners": gateways}}

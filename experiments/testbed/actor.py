@@ -81,8 +81,9 @@ class Actor:
         self._round = order["round"]
         vectors.fill_(self._contribution_P, self._noise_P, self._stage.peer, self._round)
         began = time.monotonic()
-        await self._contenders[order["contender"]].prepare(self._round, self._contribution_P)
-        return {"is": "prepared", "began": began, "ended": time.monotonic()}
+        contender = self._contenders[order["contender"]]
+        told = await contender.prepare(self._round, self._contribution_P)
+        return {"is": "prepared", "began": began, "ended": time.monotonic(), "told": told}
 
     async def _go(self, order: Message) -> Message:
         """Run a round at the instant `at`; judge its result when the time has been taken."""

@@ -125,6 +125,9 @@ class BareTransport:
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
         self._handlers[protocol] = handler
 
+    async def unserve(self, protocol: str) -> None:
+        self._handlers.pop(protocol, None)
+
     async def open(self, peer_id: PeerId, protocol: str) -> BareStream:
         try:
             reader, writer = await asyncio.open_connection(*self._places[peer_id])

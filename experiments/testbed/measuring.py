@@ -150,18 +150,21 @@ async def by_turns(
     contenders: Sequence[str],
     repeats: int,
     measure_one: Callable[[str, int], Awaitable[Run]],
+    *,
+    is_cold: bool = False,
 ) -> list[Run]:
     """A B C C B A ... until each has `repeats` runs that count, or too many laps have passed.
 
-    Before that comes one lap (-1) to warm up, which never counts.
+    Before that comes one lap (-1) to warm up, which never counts, unless `is_cold`.
     """
-    runs = [await measure_one(contender, -1) for contender in contenders]
+    runs = [] if is_cold else [await measure_one(contender, -1) for contender in contenders]
+    num_done = dict.fromkeys(contenders, 0)
     for lap in range(2 * repeats + SPARE_LAPS):
         order = contenders if lap % 2 == 0 else tuple(reversed(contenders))
         for contender in order:
-            done = sum(run.contender == contender and run.counts for run in runs)
-            if done < repeats:
+            if num_done[contender] < repeats:
                 runs.append(await measure_one(contender, lap))
+                num_done[contender] += runs[-1].counts
     return runs
 
 

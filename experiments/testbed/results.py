@@ -140,7 +140,7 @@ def seconds_cell(found: Spread | None) -> str:
     """Median with least and largest, in seconds."""
     if found is None:
         return "-"
-    return f"{found.median:.3f} ({found.least:.3f} - {found.largest:.3f})"
+    return f"{found.median:.3f} ({found.least:.2f} - {found.largest:.2f})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,20 @@ class Actor:
         await self._gone.wait()
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A round that can begin: its number, how long its preparation took, what peers told of it."""
+
+    round_number: int
+    seconds: float
+    told: list[Message]
+
+    @property
+    def coordinator(self) -> int | None:
+        """Who leads the round, where somebody does."""
+        return next((told["coordinator"] for told in self.told if "coordinator" in told), None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Performance:
     """One round of one contender, as its peers reported it. Seconds."""
@@ -201,7 +215,7 @@ class Troupe:
 
     async def _start(self, peer: int, nursery: Nursery, folder: Path) -> Actor:
         # hivemind forks, and a loop of uvloop does not survive that
-        use_uvloop = all(name.startswith("zoonet") for name in self.contenders)
+        use_uvloop = all(name.startswith(("zoonet", "rounds")) for name in self.contenders)
         log_path = folder / f"{self.contenders[0]}-{peer}.log"
         namespace = self.bed.namespace_of(peer)
         newborn = nursery.spawn(namespace, log_path, use_uvloop=use_uvloop)
@@ -232,17 +246,14 @@ class Troupe:
                 raise ActorFailed(f"peer {peer}: {answer['error']}; it logged last:\n{log}")
         return dict(zip(asked, answers, strict=True))
 
-    async def prepare(self, contender: str) -> tuple[int, float]:
-        """Let everyone take up its vector and find the others: (round number, seconds of that).
-
-        Raises ActorFailed.
-        """
+    async def prepare(self, contender: str) -> Prepared:
+        """Let everyone take up its vector and find the others. Raises ActorFailed."""
         self._round += 1
         order = {"do": "prepare", "contender": contender, "round": self._round}
         answers = await self.ask_all(order, ROUND_S)
         began = min(float(answer["began"]) for answer in answers.values())
         ended = max(float(answer["ended"]) for answer in answers.values())
-        return self._round, ended - began
+        return Prepared(self._round, ended - began, [a["told"] for a in answers.values()])
 
     def go(self, contender: str) -> float:
         """Order the beginning of a prepared round; return its instant."""
@@ -253,7 +264,7 @@ class Troupe:
 
     async def finish(
         self,
-        prepared: tuple[int, float],
+        prepared: Prepared,
         began: float,
         awaited: Collection[int],
         timeout_s: float = ROUND_S,
@@ -269,10 +280,10 @@ class Troupe:
         asked = sorted(awaited)
         answers = await asyncio.gather(*(answer_of(peer) for peer in asked))
         return Performance(
-            round_number=prepared[0],
+            round_number=prepared.round_number,
             began=began,
             answers=dict(zip(asked, answers, strict=True)),
-            match_s=prepared[1],
+            match_s=prepared.seconds,
         )
 
     async def perform(self, contender: str) -> Performance:

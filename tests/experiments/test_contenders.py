@@ -52,7 +52,7 @@ async def one_round(contender: Contender, peer: int, noise_P: np.ndarray, number
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("name", ["floor", "floor-plain", "ring", "zoonet"])
+@pytest.mark.parametrize("name", ["floor", "floor-plain", "ring", "zoonet", "rounds"])
 async def test_every_peer_has_the_same_right_mean(name: str, tmp_path: Path) -> None:
     async with asyncio.timeout(30):
         results = await rounds_of(name, 3, tmp_path)

@@ -22,8 +22,9 @@ from tests.net.lane_peers import (
     routes_nearby,
     run,
 )
+from zoonet.crypto import PeerId
 from zoonet.errors import PeerTimeout, PeerUnreachable, ProtocolViolation, StreamClosed
-from zoonet.net.lanes import LanesConfig
+from zoonet.net.lanes import HostLanes, LanesConfig
 from zoonet.net.lanes.certificates import LIFETIME_S
 from zoonet.net.lanes.outgoing import OutgoingLane
 from zoonet.net.lanes.station import Station
@@ -145,7 +146,11 @@ def test_a_later_lane_takes_the_better_path_that_has_appeared() -> None:
             async with lane_peer(swarm, "right", replace(DIRECT, hosts=())) as right:
                 assert (await left.open(right)).path == "stream"
             async with lane_peer(swarm, "right", DIRECT) as right:
-                assert (await left.open(right)).path == "direct"
+                while (lane := await left.open(right)).path == "stream":
+                    await lane.close()
+                assert lane.path == "direct"
+                lane.post(b"a", b"payload")
+                assert await right.inbox.until_arrived(1) == {b"a": b"payload"}
 
     run(story())
 
@@ -186,6 +191,27 @@ def test_messages_beyond_the_limits_are_not_posted(config: LanesConfig) -> None:
             lane.post(b"h" * MAX_HEADER_BYTES, b"fits")
             assert await right.inbox.until_arrived(1) == {b"h" * MAX_HEADER_BYTES: b"fits"}
             await lane.close()
+
+    run(story())
+
+
+def test_a_lane_through_other_peers_says_so() -> None:
+    async def over_a_relay(peer_id: PeerId) -> tuple[str, ...]:
+        return (f"/ip4/192.0.2.1/tcp/4001/p2p/{peer_id}/p2p-circuit",)
+
+    async def story() -> None:
+        swarm = MemorySwarm()
+        async with lane_peer(swarm, "right", STREAMS) as right:
+            transport, _ = swarm.peer(identity_of("left"))
+            lanes = HostLanes(transport, STREAMS, over_a_relay)
+            lane = await lanes.open(right.peer_id, "bulk", right.inbox.on_end)
+            assert lane.path == "relayed"
+            for number in range(16):
+                lane.post(b"%d" % number, bytes(100_000))
+            await right.inbox.until_arrived(16)
+            await lane.close()
+            assert lanes.links()[right.peer_id].path == "relayed"
+            assert right.lanes.links()[transport.peer_id].down_bytes_per_s > 0
 
     run(story())
 

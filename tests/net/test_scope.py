@@ -100,3 +100,14 @@ def test_a_task_that_fails_while_the_block_closes_does_not_keep_it_from_closing(
         return "closed"
 
     assert run(story()) == "closed"
+
+
+def test_a_task_may_fail_once_its_owner_has_let_go() -> None:
+    async def story() -> str:
+        async with Scope() as scope:
+            scope.spawn(fail_after(1), name="fails")
+            scope.let_go()
+            await asyncio.sleep(2)
+        return "closed"
+
+    assert run(story()) == "closed"

@@ -127,6 +127,8 @@ class Host:
             await host._join_named_peers()
             scope.spawn(host._keep_up(), name="upkeep")
             log.info("open peer=%s listen=%s", short(host.peer_id), ",".join(config.listen))
+            # The daemon ends by itself once the bindings close, before anyone has told it to.
+            stack.callback(scope.let_go)
             yield host
 
     async def addresses(self) -> tuple[str, ...]:

@@ -35,6 +35,10 @@ class Scope:
         task.add_done_callback(self._done)
         return task
 
+    def let_go(self) -> None:
+        """From here on a task may fail: what it watches over is being taken down."""
+        self._is_closing = True
+
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if task.cancelled() or task.exception() is None:

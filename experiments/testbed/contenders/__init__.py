@@ -14,6 +14,7 @@ _WHERE = {
     "hivemind": "hivemind_averager:Hivemind",
     "raw-tcp": "raw_tcp:RawTcp",
     "ring": "ring:Ring",
+    "rounds": "zoonet_rounds:ZoonetRounds",
     "zoonet": "zoonet_averager:Zoonet",
 }
 

@@ -53,12 +53,18 @@ class Contender(Protocol):
         """Meet the others; `hellos` are in the order of peers, this one's too."""
         ...
 
-    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
-        """Take this peer's vector (P,), and do what precedes a round: above all find the others."""
+    async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
+        """Take this peer's vector (P,), and do what precedes a round: above all find the others.
+
+        Returns what may be told of it; `coordinator` is the number of who leads the round.
+        """
         ...
 
     async def run(self) -> list[int]:
-        """Average. Returns whose vectors are in the mean, as far as this contender knows."""
+        """Average. Returns whose vectors are in the mean, as far as this contender knows.
+
+        A peer whose vector weighs twice as much as another's stands there twice.
+        """
         ...
 
     def result(self) -> Vector:

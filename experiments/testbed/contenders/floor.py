@@ -13,6 +13,7 @@ import itertools
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
@@ -54,8 +55,9 @@ class Floor:
     def _others(self) -> list[int]:
         return self._stage.others
 
-    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
+    async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
         self._contribution_P = contribution_P
+        return {}
 
     async def run(self) -> list[int]:
         await asyncio.to_thread(self._reduce)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,9 @@ class Gloo:
             timeout=TIMEOUT,
         )
 
-    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
+    async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
         self._sum_P.copy_(torch.from_numpy(contribution_P))
+        return {}
 
     async def run(self) -> list[int]:
         await asyncio.to_thread(dist.all_reduce, self._sum_P)

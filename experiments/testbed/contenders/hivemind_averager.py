@@ -79,7 +79,7 @@ class Hivemind:
             **options,
         )
 
-    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
+    async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
         assert self._averager is not None
         with self._averager.get_tensors() as tensors:
             tensors[0].copy_(torch.from_numpy(contribution_P))
@@ -95,6 +95,7 @@ class Hivemind:
             if self._step.done() or time.monotonic() > deadline:
                 raise TimeoutError(f"no group of {self._stage.num_peers} peers was found")
             await asyncio.sleep(LOOK_AGAIN_S)
+        return {}
 
     async def run(self) -> list[int]:
         self._step.allow_allreduce()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +42,9 @@ class RawTcp:
         )
         self._socket = (outgoing or incoming)[1 - self._stage.peer]
 
-    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
+    async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
         self._contribution_P = contribution_P
+        return {}
 
     async def run(self) -> list[int]:
         assert self._socket is not None

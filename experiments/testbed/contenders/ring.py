@@ -13,6 +13,7 @@ import asyncio
 import itertools
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -48,8 +49,9 @@ class Ring:
         )
         self._next, self._previous = outgoing[following], next(iter(incoming.values()))
 
-    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
+    async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
         np.copyto(self._mean_P, contribution_P)  # a ring works in place
+        return {}
 
     async def run(self) -> list[int]:
         await asyncio.to_thread(self._reduce)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AsyncExitStack
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Zoonet:
             host, port = hello["place"]
             self._transport.learn(PeerId(hello["peer_id"]), host, port)
 
-    async def prepare(self, round_number: int, contribution_P: Vector) -> None:
+    async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
         self._contribution_P = contribution_P
         members = sorted(self._numbers)
         self._attempt = Attempt(
@@ -74,6 +75,7 @@ class Zoonet:
             number=0,
             contributions=tuple(Share(member, ((0, 1),)) for member in members),
         )
+        return {}
 
     async def run(self) -> list[int]:
         everyone = frozenset(self._attempt.contributors)

@@ -29,6 +29,8 @@ from zoonet.crypto import PeerId
 from zoonet.errors import PeerUnreachable
 from zoonet.net.lanes.answerer import Answerer
 from zoonet.net.lanes.config import LanesConfig
+from zoonet.net.lanes.links import LinkMeter
+from zoonet.net.lanes.metered import MeteredSink
 from zoonet.net.lanes.opener import Opening
 from zoonet.net.lanes.places import is_relayed
 from zoonet.net.lanes.station import RoutesOf, Station
@@ -42,8 +44,8 @@ class HostLanes:
     """The Lanes of a host; see `zoonet.transport.lanes.Lanes`.
 
     `routes_of` returns the addresses over which the transport is connected to a peer. A lane that
-    had to take a stream is not moved, but the next one tries the better paths again. `clock` is for
-    certificates, which are also judged by the machine's own clock.
+    had to take a stream is not moved, but better paths are looked for meanwhile, for later ones.
+    `clock` is for certificates, which are also judged by the machine's own.
     """
 
     def __init__(
@@ -84,7 +86,10 @@ class HostLanes:
 
     async def serve(self, channel: str, sink: Sink) -> None:
         self._sinks[channel] = sink
-        await self._streams.serve(channel, sink)
+        await self._streams.serve(channel, MeteredSink(sink, self._meter_of))
+
+    def _meter_of(self, peer_id: PeerId) -> LinkMeter:
+        return self._station.link(peer_id).meter
 
     async def unserve(self, channel: str) -> None:
         self._sinks.pop(channel, None)
@@ -94,12 +99,15 @@ class HostLanes:
     async def open(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane:
         if peer_id == self.peer_id:
             raise PeerUnreachable("a peer does not open lanes to itself")
-        config, now = self._station.config, asyncio.get_running_loop().time()
-        is_worth_it = now >= self._station.link(peer_id).direct_from
-        if is_worth_it and (config.use_shm or config.use_direct):
-            lane = await Opening(self._station, peer_id, channel, on_end).run()
-            if lane is not None:
-                return lane
+        station, link = self._station, self._station.link(peer_id)
+        if station.config.use_shm or station.config.use_direct:
+            opening = Opening(station, peer_id, channel, on_end)
+            if not link.has_failed:
+                lane = await opening.run()
+                if lane is not None:
+                    return lane
+            elif link.is_worth_a_look():
+                station.scope.spawn(opening.probe(), name="probe")
         return await self._open_stream(peer_id, channel, on_end)
 
     async def _open_stream(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane:

@@ -51,12 +51,29 @@ class Opening:
         if offer is None:
             return None
         try:
-            return await self._by_shm(offer) or await self._by_tls(offer)
+            lane = await self._by_shm(offer) or await self._by_tls(offer)
         except (TransportError, ProtocolViolation) as error:
+            self._link.fails_until(self._config.retry_direct_after_s)
             log.info("no direct lane, peer=%s: %s", short(self._peer_id), error)
-        now = asyncio.get_running_loop().time()
-        self._link.direct_from = now + self._config.retry_direct_after_s
-        return None
+            return None
+        return lane
+
+    async def probe(self) -> None:
+        """See whether a better path than a stream has appeared; the other side opens no lane.
+
+        Safe to cancel.
+        """
+        self._link.fails_until(self._config.retry_direct_after_s)
+        try:
+            offer = await self._ask()
+            if offer is None:
+                return
+            found = await self._connect_shm(offer) or (await self._connect_tls(offer))[1]
+        except (TransportError, ProtocolViolation) as error:
+            log.debug("still no direct lane, peer=%s: %s", short(self._peer_id), error)
+            return
+        found.close()
+        self._link.has_failed = False
 
     async def _ask(self) -> Offer | None:
         station, peer_id = self._station, self._peer_id
@@ -80,6 +97,19 @@ class Opening:
 
     async def _by_shm(self, offer: Offer) -> OutgoingLane | None:
         """A lane over shared memory; None where the peer is on another machine."""
+        started = time.monotonic()
+        connection = await self._connect_shm(offer)
+        if connection is None:
+            return None
+        self._link.meter.meets(connection, "shm")
+        self._link.meter.rtt_s = time.monotonic() - started
+        lane = self._lane("shm")
+        self._station.live.start(
+            lane, ShmSender(connection, self._station.memory, self._link.meter)
+        )
+        return lane
+
+    async def _connect_shm(self, offer: Offer) -> Connection | None:
         if not self._config.use_shm or not offer.socket_name:
             return None
 
@@ -88,26 +118,30 @@ class Opening:
             return knock_locally(self._peer_id, name, token, proof, self._config)
 
         try:
-            started = time.monotonic()
-            connection = await in_thread(connect, Connection.close)
-            rtt_s = time.monotonic() - started
-            lane = self._lane("shm")
-            pipe = ShmSender(connection, self._station.memory, self._link.meter)
-            self._station.live.start(lane, pipe)
+            return await in_thread(connect, Connection.close)
         except (TransportError, ProtocolViolation) as error:
             log.debug("no shared memory, peer=%s: %s", short(self._peer_id), error)
             return None
-        self._link.meter.meets(connection, "shm")
-        self._link.meter.rtt_s = rtt_s
-        return lane
 
     async def _by_tls(self, offer: Offer) -> OutgoingLane:
         """A lane over TLS. Raises TransportError or ProtocolViolation."""
+        place, connection = await self._connect_tls(offer)
+        self._link.meter.meets(connection, "direct")
+        rtt_s, lane = connection.rtt_s(), self._lane("direct")
+        self._station.live.start(lane, TlsSender(connection, self._link.meter))
+        if place is None:
+            self._lane_by_dial_back = lane
+        elif rtt_s >= self._config.long_rtt_s:
+            for _ in range(self._config.num_stripes - 1):
+                self._station.scope.spawn(self._add_stripe(lane, place, offer), name="stripe")
+        return lane
+
+    async def _connect_tls(self, offer: Offer) -> tuple[Place | None, Connection]:
+        """A connection, and where it was dialled: None where the other side did."""
         if not self._config.use_direct:
             raise PeerUnreachable("direct connections are switched off")
-        knock = Knock(self._peer_id, self._own, offer.certificate, offer.token)
         attempts = [
-            self._dial_after(number * STAGGER_S, place, knock)
+            self._dial_after(number * STAGGER_S, place, offer)
             for number, place in enumerate(await self._places_of(offer))
         ]
         if self._station.door.places:
@@ -115,18 +149,9 @@ class Opening:
             attempts.append(self._be_dialled(delay_s, offer.certificate))
         try:
             async with asyncio.timeout(self._config.direct_timeout_s):
-                place, connection = await race(attempts, lambda found: found[1].close())
+                return await race(attempts, lambda found: found[1].close())
         except TimeoutError as error:
             raise PeerUnreachable("neither side reaches the other in time") from error
-        lane = self._lane("direct")
-        self._station.live.start(lane, TlsSender(connection, self._link.meter))
-        self._link.meter.meets(connection, "direct")
-        if place is None:
-            self._lane_by_dial_back = lane
-        elif connection.rtt_s() >= self._config.long_rtt_s:
-            for _ in range(self._config.num_stripes - 1):
-                self._station.scope.spawn(self._add_stripe(lane, place, knock), name="stripe")
-        return lane
 
     async def _places_of(self, offer: Offer) -> list[Place]:
         """Where to dial: first where the transport reaches the peer already, then as it says."""
@@ -135,15 +160,18 @@ class Opening:
         reached = [Place(host, port) for host in direct_hosts(routes) for port in ports]
         return dialable([*reached, *offer.places], is_near=is_near(routes))
 
+    def _knock(self, offer: Offer) -> Knock:
+        return Knock(self._peer_id, self._own, offer.certificate, offer.token)
+
     async def _dial_after(
-        self, delay_s: float, place: Place, knock: Knock
+        self, delay_s: float, place: Place, offer: Offer
     ) -> tuple[Place | None, Connection]:
         await asyncio.sleep(delay_s)
-        return place, await dial(place, knock, self._config)
+        return place, await dial(place, self._knock(offer), self._config)
 
-    async def _add_stripe(self, lane: OutgoingLane, place: Place, knock: Knock) -> None:
+    async def _add_stripe(self, lane: OutgoingLane, place: Place, offer: Offer) -> None:
         try:
-            connection = await dial(place, knock, self._config)
+            connection = await dial(place, self._knock(offer), self._config)
         except (TransportError, ProtocolViolation) as error:
             log.debug("one connection less, peer=%s: %s", short(self._peer_id), error)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -36,7 +37,17 @@ class Link:
     """What is known of the way to one peer."""
 
     meter: LinkMeter = field(default_factory=LinkMeter)
-    direct_from: float = 0.0  # loop time before which no better path than a stream is tried
+    has_failed: bool = False  # no better path than a stream was found
+    _again_at: float = 0.0  # loop time
+
+    def fails_until(self, after_s: float) -> None:
+        """There is no better path; it is worth another look after so many seconds."""
+        self.has_failed = True
+        self._again_at = asyncio.get_running_loop().time() + after_s
+
+    def is_worth_a_look(self) -> bool:
+        """Whether a better path may have appeared since the last look."""
+        return self.has_failed and asyncio.get_running_loop().time() >= self._again_at
 
 
 class Station:
