@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -20,6 +21,7 @@ from zoonet.clock import SystemClock
 from zoonet.crypto import PeerId, short
 from zoonet.errors import ConfigError, TransportError
 from zoonet.membership import Directory, PeerCache, probe, tier_of
+from zoonet.membership.gossip import Registry, RegistryRecords
 from zoonet.net import Host, HostConfig
 from zoonet.records import PeerRecord, Signed
 
@@ -97,10 +99,24 @@ async def _be_listed(host: Host, name: str, cache: PeerCache) -> None:
         host.learn(record.author, record.body.addresses)
         if "client" not in record.body.roles:  # those who look around are gone tomorrow
             cache.remember(record.author, record.body.addresses, met_at=clock.now())
+            registry.meet(record.author)
 
-    directory = Directory(host.identity, host.records, clock, describe=describe, on_peer=meet)
+    registry = Registry(host.identity, host.transport, clock, describe=describe, learn=host.learn)
+    directory = Directory(
+        host.identity,
+        RegistryRecords(registry, host.records),
+        clock,
+        describe=describe,
+        on_peer=meet,
+        registry=registry,
+    )
+    with contextlib.suppress(TransportError):  # a laden machine: they will call us
+        for peer_id in await host.connected():
+            registry.meet(peer_id)
     try:
-        await directory.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(registry.run())
+            tasks.create_task(directory.run())
     finally:
         cache.save()
 

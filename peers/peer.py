@@ -32,6 +32,7 @@ from zoonet.membership import (
     probe,
     tier_of,
 )
+from zoonet.membership.gossip import Registry, RegistryRecords
 from zoonet.net import Host, HostConfig
 from zoonet.net.addresses import is_loopback, parse_believable, parse_peer_address
 from zoonet.records import Hardware, PeerRecord, Signed, sign
@@ -153,12 +154,21 @@ class PeerRole:
         self._started_at = self._clock.now()
         self._jobs: tuple[str, ...] = ()
         self._name = options.name or platform.node()[:40] or "peer"
+        self._registry = Registry(
+            host.identity,
+            host.transport,
+            self._clock,
+            describe=self._describe,
+            learn=host.learn,
+        )
+        self._records = RegistryRecords(self._registry, host.records)
         self._directory = Directory(
             host.identity,
-            host.records,
+            self._records,
             self._clock,
             describe=self._describe,
             on_peer=self._meet,
+            registry=self._registry,
         )
 
     async def enter(self) -> None:
@@ -183,9 +193,9 @@ class PeerRole:
             clock=self._clock,
             transport=self._host.transport,
             lanes=self._host.lanes,
-            records=self._host.records,
+            records=self._records,
             exchange=exchange,
-            catalog=Catalog(self._host.identity, self._host.records, self._clock),
+            catalog=Catalog(self._host.identity, self._records, self._clock),
         )
         worker = Worker(
             node=node,
@@ -202,6 +212,7 @@ class PeerRole:
             on_job=self._on_job,
         )
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._registry.run())
             tasks.create_task(self._directory.run())
             tasks.create_task(self._remember())
             if self._lan is not None:
@@ -257,11 +268,13 @@ class PeerRole:
     def _on_job(self, job_ids: tuple[str, ...]) -> None:
         self._jobs = job_ids
         self._directory.beat_now()
+        self._registry.renew_soon()
 
     def _meet(self, record: Signed[PeerRecord]) -> None:
         self._host.learn(record.author, record.body.addresses)
         if "client" not in record.body.roles:  # those who look around are gone tomorrow
             self._cache.remember(record.author, record.body.addresses, met_at=self._clock.now())
+            self._registry.meet(record.author)
 
     async def _remember(self) -> None:
         """Keep the cache of peers met before on disk, so that a dead bootstrap does not matter."""
@@ -280,6 +293,8 @@ class PeerRole:
         except TransportError as error:
             log.debug("connections not known: %s", error)
             return
+        for peer_id in connected:
+            self._registry.meet(peer_id)
         for address in map(parse_peer_address, self._options.join):
             if address.peer_id in connected:
                 now = self._clock.now()

@@ -25,7 +25,7 @@ from zoonet.blocks import cid_of
 from zoonet.clock import SystemClock
 from zoonet.crypto import Identity
 from zoonet.errors import TransportError
-from zoonet.membership.gossip import GossipConfig, Roster
+from zoonet.membership.gossip import GossipConfig, Registry
 from zoonet.net import Host, HostConfig
 from zoonet.records import Hardware, JobRecord, PeerRecord, job_id_of, job_key, sign
 
@@ -87,7 +87,7 @@ async def measure(num_peers: int, scratch: Path, *, settings: GossipConfig) -> d
         }
     finally:
         for stack in reversed(stacks):
-            # A daemon that has been up for minutes ends by itself while its host closes.
+            # A host that cannot close well must not cost the figures of a long run.
             with contextlib.suppress(TransportError):
                 await stack.aclose()
 
@@ -106,11 +106,11 @@ async def _start_hosts(num: int, scratch: Path, stacks: list[AsyncExitStack]) ->
 
 
 class _Member:
-    """A host with its roster."""
+    """A host with its registry."""
 
     def __init__(self, host: Host, settings: GossipConfig) -> None:
         self.host = host
-        self.roster = Roster(
+        self.registry = Registry(
             host.identity,
             host.transport,
             SystemClock(),
@@ -146,15 +146,15 @@ async def _gossip(
         for contact in random.sample(members[:number], min(3, number)):
             address = await contact.host.addresses()
             member.host.learn(contact.host.peer_id, address)
-            member.roster.meet(contact.host.peer_id)
+            member.registry.meet(contact.host.peer_id)
         began = time.monotonic()
-        member.task = asyncio.create_task(member.roster.run())
+        member.task = asyncio.create_task(member.registry.run())
         stack.push_async_callback(_end, member.task)
-        if number and await member.roster.complete(30):
+        if number and await member.registry.complete(30):
             joined_s.append(time.monotonic() - began)
         elif not number:
             await asyncio.sleep(0.2)
-    spread_s = await _until(members, lambda m: len(m.roster.peers()) == len(members) - 1, 300)
+    spread_s = await _until(members, lambda m: len(m.registry.peers()) == len(members) - 1, 300)
     await asyncio.sleep(SETTLE_S)
     figures: dict[str, Any] = {
         "join_ms_p50": 1000 * percentile(sorted(joined_s), 50),
@@ -162,7 +162,9 @@ async def _gossip(
         "all_know_all_s": spread_s,
         **await _steady(members),
         **await _jobs(members),
-        "known_share": statistics.mean((len(m.roster.peers()) + 1) / len(members) for m in members),
+        "known_share": statistics.mean(
+            (len(m.registry.peers()) + 1) / len(members) for m in members
+        ),
     }
     figures["forgotten_s_p50"] = await _kill(members)
     return figures
@@ -187,14 +189,14 @@ async def _jobs(members: list[_Member]) -> dict[str, Any]:
     for number in range(NUM_JOBS):
         member = random.choice(members)
         record = _job_of(member.host.identity, number)
-        member.roster.publish(record)
+        member.registry.publish(record)
         keys.append(record.key)
-    waits = (_until(members, lambda m, k=key: bool(m.roster.find_here(k)), 120) for key in keys)
+    waits = (_until(members, lambda m, k=key: bool(m.registry.find_here(k)), 120) for key in keys)
     to_all_s = await asyncio.gather(*waits)
     reads_ms = []
     for _ in range(NUM_GETS):
         began = time.perf_counter()
-        await random.choice(members).roster.find(random.choice(keys))
+        await random.choice(members).registry.find(random.choice(keys))
         reads_ms.append(1000 * (time.perf_counter() - began))
     return {
         "job_to_all_s_p50": statistics.median(to_all_s),
@@ -227,13 +229,13 @@ async def _kill(members: list[_Member]) -> float:
     for _ in range(min(NUM_KILLED, len(members) - 4)):
         victim = members.pop()
         # Deaf and dumb, as a process that is gone: no goodbye is said.
-        victim.roster.machine.leave = list  # type: ignore[method-assign,assignment]
+        victim.registry.machine.leave = list  # type: ignore[method-assign,assignment]
         victim.task.cancel()
         await asyncio.wait([victim.task])
         await victim.host.transport.serve("membership", _hang_up)
         victims.append(victim.host.peer_id)
     waits = (
-        _until(members, lambda m, p=peer_id: all(r.author != p for r in m.roster.peers()), 240)
+        _until(members, lambda m, p=peer_id: all(r.author != p for r in m.registry.peers()), 240)
         for peer_id in victims
     )
     times_s = await asyncio.gather(*waits)

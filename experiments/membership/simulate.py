@@ -527,7 +527,7 @@ class Simulation:
 
 
 class _Lookup:
-    """One peer looks for one key, as `Roster.find` does."""
+    """One peer looks for one key, as `Registry.find` does."""
 
     def __init__(self, simulation: Simulation, asker: SimPeer, key: str) -> None:
         self._simulation = simulation

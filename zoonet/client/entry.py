@@ -20,7 +20,8 @@ from zoonet.clock import Clock, SystemClock
 from zoonet.crypto import Identity
 from zoonet.errors import ConfigError, PeerUnreachable, StorageError
 from zoonet.membership import LAN_SEARCH_S, Directory, Lan, LanConfig, PeerCache
-from zoonet.records import Hardware, PeerRecord, Signed, sign
+from zoonet.membership.gossip import Registry, RegistryRecords
+from zoonet.records import Hardware, PeerRecord, RecordStore, Signed, sign
 
 if TYPE_CHECKING:
     from zoonet.net import Host
@@ -29,6 +30,7 @@ MAX_ADDRESSES: Final = 24
 MAX_NAME_CHARACTERS: Final = 200  # what a record holds
 BEACON_LIFETIME_S: Final = 60.0
 LEFT_OVER_AFTER_S: Final = 3600.0
+REGISTRY_PATIENCE_S: Final = 5.0  # for the table of all peers and jobs; then the DHT is asked
 _TEMPORARY: Final = "zoonet-"
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Entered:
     """What an open way in consists of."""
 
     host: Host
+    records: RecordStore
     directory: Directory
     store: Blocks
 
@@ -98,18 +101,27 @@ async def entered(
             if not await host.connected():
                 await _meet_neighbours(host, bootstrap, config, clock)
             await _remember_entrances(host, bootstrap, cache, clock)
+            # Without a record of its own: those who only look are not worth everyone's notice.
+            registry = Registry(identity, host.transport, clock, learn=host.learn)
+            records = RegistryRecords(registry, host.records)
             directory = Directory(
                 identity,
-                host.records,
+                records,
                 clock,
                 describe=lambda: _describe(host, config.name, clock),
                 on_peer=_acquaintance(host, cache, clock),
+                registry=registry,
             )
             async with asyncio.TaskGroup() as tasks:
+                gossip = tasks.create_task(registry.run(), name="registry")
                 presence = tasks.create_task(directory.run(), name="directory")
                 try:
-                    yield Entered(host=host, directory=directory, store=store)
+                    for peer_id in await host.connected():
+                        registry.meet(peer_id)
+                    await registry.complete(REGISTRY_PATIENCE_S)
+                    yield Entered(host=host, records=records, directory=directory, store=store)
                 finally:
+                    gossip.cancel()
                     presence.cancel()
                     _save(cache)
 
@@ -227,6 +239,9 @@ class Entry:
 
     def __init__(self, inside: Entered, leave: asyncio.Event, holder: asyncio.Task[None]) -> None:
         self.host = inside.host
+        self.identity = inside.host.identity
+        self.transport = inside.host.transport
+        self.records = inside.records
         self.directory = inside.directory
         self.store = inside.store
         self._leave = leave

@@ -12,7 +12,7 @@ from typing import Final
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import ConfigError, TransportError
-from zoonet.membership.gossip import MemberRecord, Roster
+from zoonet.membership.gossip import MemberRecord, Registry
 from zoonet.records import (
     PEERS_TOPIC,
     PeerRecord,
@@ -38,7 +38,7 @@ class DirectoryConfig:
     lifetime_s: float = 75.0  # of our record: a peer that died is forgotten after this long
     refresh_s: float = 30.0  # between two readings of everyone's records
     max_peers: int = 10_000  # in the view; those whose records end first go first
-    # The same where a roster has told everyone: the record store is a newcomer's way in only.
+    # The same where a registry has told everyone: the record store is a newcomer's way in only.
     slow_heartbeat_s: float = 240.0
     slow_lifetime_s: float = 600.0
 
@@ -58,7 +58,7 @@ class Directory:
     """Publishes our `PeerRecord` as a heartbeat and knows the other peers'.
 
     `describe` tells what our record says at that moment; without it the directory only watches.
-    `on_peer` is called with every new or renewed record of another peer. With a `roster` whose
+    `on_peer` is called with every new or renewed record of another peer. With a `registry` whose
     table is complete the others are read from there, and the record store is used sparingly.
     """
 
@@ -70,7 +70,7 @@ class Directory:
         *,
         describe: Describe | None = None,
         on_peer: PeerListener | None = None,
-        roster: Roster | None = None,
+        registry: Registry | None = None,
         config: DirectoryConfig | None = None,
     ) -> None:
         self._identity = identity
@@ -78,7 +78,7 @@ class Directory:
         self._clock = clock
         self._describe = describe
         self._on_peer = on_peer
-        self._roster = roster
+        self._registry = registry
         self._config = config or DirectoryConfig()
         self._view: dict[PeerId, Signed[PeerRecord]] = {}
         self._sequence = 0
@@ -105,16 +105,16 @@ class Directory:
         """Records of the other peers that still hold, in the order of their ids."""
         now = self._clock.now()
         heard = {author: r for author, r in self._view.items() if r.expires_at > now}
-        if self._roster is not None and self._roster.is_complete:
+        if self._registry is not None and self._registry.is_complete:
             heard = {author: r for author, r in heard.items() if self._is_news(r)}
-            heard |= {record.author: record for record in self._roster.peers()}
+            heard |= {record.author: record for record in self._registry.peers()}
         return [record for _, record in sorted(heard.items())]
 
     def _is_news(self, record: Signed[PeerRecord]) -> bool:
-        """Whether a heartbeat tells of a peer that the roster does not list and has not lost."""
-        assert self._roster is not None
+        """Whether a heartbeat tells of a peer that the registry does not list and has not lost."""
+        assert self._registry is not None
         is_heartbeat = not isinstance(record.body, MemberRecord)
-        return is_heartbeat and not self._roster.is_known_gone(record.author)
+        return is_heartbeat and not self._registry.is_known_gone(record.author)
 
     def beat_now(self) -> None:
         """Announce again soon: what `describe` tells has changed."""
@@ -122,8 +122,8 @@ class Directory:
 
     async def refresh(self) -> list[Signed[PeerRecord]]:
         """Read everyone's records now. Raises TransportError."""
-        if self._roster is not None and self._roster.is_complete:
-            for record in self._roster.peers():
+        if self._registry is not None and self._registry.is_complete:
+            for record in self._registry.peers():
                 self.add(record)
             return self.peers()
         shelves = await asyncio.gather(
@@ -152,8 +152,8 @@ class Directory:
 
     @property
     def _is_slow(self) -> bool:
-        """Whether the roster tells everyone that we are here."""
-        return self._roster is not None and self._roster.is_member
+        """Whether the registry tells everyone that we are here."""
+        return self._registry is not None and self._registry.is_member
 
     async def _announce(self, lifetime_s: float) -> Signed[PeerRecord]:
         assert self._describe is not None

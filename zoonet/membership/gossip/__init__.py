@@ -24,7 +24,7 @@ Gone 0.1/s x 170 x 2 x 1.6 = 55; reconciling 2/60 s x (2.4 kB + c) = 110; newcom
 they are and the rest grows tenfold where it follows N: full membership is still the cheapest
 design (6 MB a table), so there is no second level to attack or to maintain.
 
-`machine` is pure: (state, event, time, seed) -> effects. `Roster` drives it over a `Transport`.
+`machine` is pure: (state, event, time, seed) -> effects. `Registry` drives it over a `Transport`.
 """
 
 from zoonet.membership.gossip.config import GossipConfig, TableLimits
@@ -32,8 +32,8 @@ from zoonet.membership.gossip.entries import Entries, PlainEntries
 from zoonet.membership.gossip.item import Gone, Item, MemberRecord, member_key
 from zoonet.membership.gossip.machine import Accuse, Call, Effect, Machine, Renew
 from zoonet.membership.gossip.messages import Ask, Told
-from zoonet.membership.gossip.roster import Roster
-from zoonet.membership.gossip.store import RosterRecords
+from zoonet.membership.gossip.registry import Registry
+from zoonet.membership.gossip.store import RegistryRecords
 from zoonet.membership.gossip.table import Table
 
 __all__ = [
@@ -48,9 +48,9 @@ __all__ = [
     "Machine",
     "MemberRecord",
     "PlainEntries",
+    "Registry",
+    "RegistryRecords",
     "Renew",
-    "Roster",
-    "RosterRecords",
     "Table",
     "TableLimits",
     "Told",

@@ -8,21 +8,21 @@ from typing import Any
 
 from zoonet.errors import TransportError
 from zoonet.membership.gossip.item import GOSSIPED
-from zoonet.membership.gossip.roster import Roster
+from zoonet.membership.gossip.registry import Registry
 from zoonet.records import JOBS_KEY, RecordStore, Signed
 from zoonet.records.envelope import B
 
 
-class RosterRecords:
-    """The `RecordStore` of a peer with a roster; see `zoonet.records.RecordStore`.
+class RegistryRecords:
+    """The `RecordStore` of a peer with a registry; see `zoonet.records.RecordStore`.
 
     The list of jobs is read from a complete table alone; a job's record from the table, then from
     other peers, then from the DHT. What is published goes both ways, so that a
     newcomer without a table still finds it on the DHT.
     """
 
-    def __init__(self, roster: Roster, beneath: RecordStore) -> None:
-        self._roster = roster
+    def __init__(self, registry: Registry, beneath: RecordStore) -> None:
+        self._registry = registry
         self._beneath = beneath
 
     @property
@@ -30,21 +30,21 @@ class RosterRecords:
         return self._beneath.refusals
 
     async def publish(self, record: Signed[Any]) -> None:
-        self._roster.publish(record)
+        self._registry.publish(record)
         try:
             await self._beneath.publish(record)
         except TransportError:
             # Neighbours have it already; alone, it reached nobody.
-            is_told = record.body.KIND in GOSSIPED and self._roster.machine.table.num_members > 1
+            is_told = record.body.KIND in GOSSIPED and self._registry.machine.table.num_members > 1
             if not is_told:
                 raise
 
     async def fetch(self, key: str, body_type: type[B]) -> list[Signed[B]]:
-        if key == JOBS_KEY and self._roster.is_complete:
-            found = self._roster.find_here(key)  # a list: the table has all of it
+        if key == JOBS_KEY and self._registry.is_complete:
+            found = self._registry.find_here(key)  # a list: the table has all of it
             return [record for record in found if isinstance(record.body, body_type)]
-        if body_type.KIND in GOSSIPED and self._roster.is_complete:
-            found = await self._roster.find(key)
+        if body_type.KIND in GOSSIPED and self._registry.is_complete:
+            found = await self._registry.find(key)
             if found:
                 return [record.expect(body_type) for record in found]
         return await self._beneath.fetch(key, body_type)

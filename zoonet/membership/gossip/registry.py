@@ -46,10 +46,10 @@ Learn = Callable[[PeerId, Iterable[str]], None]
 log = logging.getLogger(__name__)
 
 
-class Roster:
+class Registry:
     """Everyone and every job, as this peer knows them. `run` keeps it current.
 
-    `describe` tells what our record says; without it the roster only listens along. `learn` is
+    `describe` tells what our record says; without it the registry only listens along. `learn` is
     told where a peer is before it is called.
     """
 
@@ -320,7 +320,7 @@ class Roster:
 
     def __repr__(self) -> str:
         table = self.machine.table
-        return f"Roster({short(self._identity.peer_id)}, {table.num_members} members)"
+        return f"Registry({short(self._identity.peer_id)}, {table.num_members} members)"
 
 
 class _Meter:

@@ -1,4 +1,4 @@
-"""Rosters over the in-memory twin, in virtual time."""
+"""Registrys over the in-memory twin, in virtual time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.contracts.test_record_store import peer_record
 from zoonet.clock import LoopClock
 from zoonet.crypto import Identity
 from zoonet.errors import ProtocolViolation
-from zoonet.membership.gossip import Ask, Gone, Roster, RosterRecords
+from zoonet.membership.gossip import Ask, Gone, Registry, RegistryRecords
 from zoonet.membership.gossip.item import subject_of
 from zoonet.membership.gossip.messages import PROTOCOL, AskWire, ToldWire, to_wire
 from zoonet.records import JOBS_KEY, JobList, JobRecord, PeerRecord, job_key, sign
@@ -27,12 +27,12 @@ class Member:
     identity: Identity
     transport: MemoryTransport
     records: MemoryRecordStore
-    roster: Roster
+    registry: Registry
     task: asyncio.Task[None]
 
     @property
     def knows(self) -> set[str]:
-        return {record.author for record in self.roster.peers()}
+        return {record.author for record in self.registry.peers()}
 
 
 @asynccontextmanager
@@ -45,14 +45,14 @@ async def member(
     async def describe() -> PeerRecord:
         return peer_record(identity).body
 
-    roster = Roster(
+    registry = Registry(
         identity, transport, swarm.clock, describe=None if watches else describe, seed=1
     )
     for contact in contacts:
-        roster.meet(contact.identity.peer_id)
-    task = asyncio.create_task(roster.run())
+        registry.meet(contact.identity.peer_id)
+    task = asyncio.create_task(registry.run())
     try:
-        yield Member(identity, transport, records, roster, task)
+        yield Member(identity, transport, records, registry, task)
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -89,7 +89,7 @@ def test_everyone_knows_everyone_within_a_minute() -> None:
             everyone = {one.identity.peer_id for one in found}
             for one in found:
                 assert one.knows == everyone - {one.identity.peer_id}
-                assert one.roster.is_complete
+                assert one.registry.is_complete
 
     tell(story)
 
@@ -99,12 +99,12 @@ def test_a_job_reaches_all_and_a_newcomer_finds_it_at_once() -> None:
         async with members(swarm, 10) as found:
             await asyncio.sleep(60)
             record = sign_job(found[3], swarm)
-            found[3].roster.publish(record)
+            found[3].registry.publish(record)
             await asyncio.sleep(20)
-            assert all(one.roster.jobs() == [record] for one in found)
+            assert all(one.registry.jobs() == [record] for one in found)
             async with member(swarm, "late", *found[:3], watches=True) as late:
-                assert await late.roster.complete(1.0)
-                assert late.roster.find_here(record.key) == [record]
+                assert await late.registry.complete(1.0)
+                assert late.registry.find_here(record.key) == [record]
                 await asyncio.sleep(30)
                 assert all(late.identity.peer_id not in one.knows for one in found)
 
@@ -120,12 +120,12 @@ def test_what_is_too_new_for_the_table_is_asked_of_others() -> None:
             from zoonet.membership.gossip import Item
 
             for one in (bob, carol):
-                one.roster.machine.table.add(Item(record), swarm.clock.now())
-            assert alice.roster.find_here(record.key) == []
+                one.registry.machine.table.add(Item(record), swarm.clock.now())
+            assert alice.registry.find_here(record.key) == []
             began = asyncio.get_running_loop().time()
-            assert await alice.roster.find(record.key) == [record]
+            assert await alice.registry.find(record.key) == [record]
             assert asyncio.get_running_loop().time() - began < 0.1
-            assert await alice.roster.find("job/" + "0" * 32) == []
+            assert await alice.registry.find("job/" + "0" * 32) == []
 
     tell(story)
 
@@ -176,7 +176,7 @@ def test_two_swarms_that_meet_in_one_pair_become_one() -> None:
                 await asyncio.sleep(0.2)
             await asyncio.sleep(60)
             assert all(len(one.knows) == 4 for one in (*left, *right))
-            left[2].roster.meet(right[3].identity.peer_id)
+            left[2].registry.meet(right[3].identity.peer_id)
             await asyncio.sleep(90)
             assert all(len(one.knows) == 9 for one in (*left, *right))
 
@@ -193,8 +193,8 @@ def test_a_forged_record_is_refused_with_its_message_and_a_flood_is_stopped() ->
             target = alice.identity.peer_id
             with pytest.raises(Refused, match="bad record"):
                 await call(bob.transport, target, PROTOCOL, wire, ToldWire, timeout_s=5)
-            assert alice.roster.jobs() == []
-            assert alice.roster.refusals == 1
+            assert alice.registry.jobs() == []
+            assert alice.registry.refusals == 1
 
             async def flood() -> None:
                 for _ in range(200):
@@ -212,13 +212,13 @@ def test_liars_cannot_take_a_living_peer_off_for_long() -> None:
         async with members(swarm, 6) as found:
             await asyncio.sleep(60)
             victim = found[0]
-            own = victim.roster.machine.table.member(victim.identity.peer_id)
+            own = victim.registry.machine.table.member(victim.identity.peer_id)
             assert own is not None
             for liar in found[1:4]:
                 body = Gone(subject=subject_of(own.author), seq=own.record.sequence)
                 end = own.expires_at
                 lie = sign(liar.identity, body, sequence=1, expires_at=end)
-                liar.roster.publish(lie)
+                liar.registry.publish(lie)
             await asyncio.sleep(60)
             assert all(victim.identity.peer_id in one.knows for one in found[1:])
 
@@ -230,7 +230,7 @@ def test_lists_and_jobs_are_read_from_the_table_and_what_is_missing_from_beneath
         async with members(swarm, 4) as found:
             await asyncio.sleep(60)
             alice, bob = found[:2]
-            stores = [RosterRecords(one.roster, one.records) for one in found]
+            stores = [RegistryRecords(one.registry, one.records) for one in found]
             record = sign_job(alice, swarm)
             listing = sign(
                 alice.identity,
@@ -244,7 +244,7 @@ def test_lists_and_jobs_are_read_from_the_table_and_what_is_missing_from_beneath
             swarm.records.clear()  # the DHT has lost everything
             assert await stores[1].fetch(job_key(record.body.job_id), JobRecord) == [record]
             assert await stores[1].fetch(JOBS_KEY, JobList) == [listing]
-            assert bob.roster.is_complete
+            assert bob.registry.is_complete
             old = sign_job(bob, swarm, "beneath")
             await found[2].records.publish(old)
             assert await stores[3].fetch(old.key, JobRecord) == [old]
@@ -265,7 +265,7 @@ def test_a_violation_names_who_passed_on_a_bad_record() -> None:
         async with members(swarm, 2) as (alice, bob):
             await asyncio.sleep(5)
             with pytest.raises(ProtocolViolation) as caught:
-                await alice.roster._admit([b"\x00" * 50], bob.identity.peer_id)
+                await alice.registry._admit([b"\x00" * 50], bob.identity.peer_id)
             assert caught.value.peer == bob.identity.peer_id
 
     tell(story)
