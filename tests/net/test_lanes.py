@@ -419,11 +419,16 @@ def test_traffic_tells_how_fast_a_link_is() -> None:
         async with lane_pair(DIRECT) as (left, right):
             lane = await left.open(right)
             memory = left.lanes.allocate(1 << 20)
-            for number in range(8):
-                lane.post(b"%d" % number, memory)
-            await right.inbox.until_arrived(8)
+            num_sent = 0
+            while not (
+                left.lanes.links()[right.peer_id].up_bytes_per_s
+                and (mirrored := right.lanes.links()[left.peer_id]).down_bytes_per_s
+            ):
+                lane.post(b"%d" % num_sent, memory)
+                num_sent += 1
+                await right.inbox.until_arrived(num_sent)
             await lane.close()
-            seen, mirrored = left.lanes.links()[right.peer_id], right.lanes.links()[left.peer_id]
+            seen = left.lanes.links()[right.peer_id]
             assert seen.path == "direct"
             assert 0 < seen.rtt_s < 0.1
             assert seen.up_bytes_per_s > 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import threading
 import time
@@ -12,11 +13,12 @@ from zoonet.net.lanes.connection import Connection, Ear, tcp_info
 from zoonet.transport.lanes import LinkStats, Path
 
 SAMPLE_BYTES: Final = 1024 * 1024  # received before a rate is believed
-SAMPLE_S: Final = 0.002  # busy for at least as long: memory speed is no link's speed
+SAMPLE_S: Final = 0.05  # busy for at least as long: a burst out of a buffer is no link's speed
+GAP_S: Final = 0.05  # between two arrivals: the wire may have been busy, and this thread late
 KERNEL_SAMPLE_BYTES: Final = 256 * 1024
-KERNEL_INTERVAL_S: Final = 0.1
+KERNEL_INTERVAL_S: Final = 0.25
 RISE: Final = 0.5  # how much of a sample counts that is above, or below, what was believed:
-FALL: Final = 0.1  # a link is as fast as its best moments, others may have used it in between
+FALL: Final = 0.2  # a link is as fast as its best moments, others may have used it in between
 _ACKED_AND_BUSY: Final = ((120, "=Q"), (168, "=Q"))  # in Linux' struct tcp_info: bytes and us
 
 
@@ -28,13 +30,17 @@ def smoothed(believed: float, sample: float) -> float:
 
 
 class Rate:
-    """Bytes a second while at least one connection is busy. Thread-safe."""
+    """Bytes a second while at least one connection is busy. Thread-safe.
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    It also counts as busy for pauses of up to `gap_s`.
+    """
+
+    def __init__(self, gap_s: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
+        self._gap_s = gap_s
         self._now = now
         self._lock = threading.Lock()
         self._num_busy = 0
-        self._since = 0.0
+        self._since = -math.inf  # accounted up to here
         self._busy_s = 0.0
         self._num_bytes = 0
         self.bytes_per_s = 0.0
@@ -42,8 +48,9 @@ class Rate:
     def begin(self) -> None:
         """A connection starts to carry something."""
         with self._lock:
-            if not self._num_busy:
-                self._since = self._now()
+            now = self._now()
+            if not self._num_busy and now - self._since > self._gap_s:
+                self._since = now
             self._num_busy += 1
 
     def end(self, num_bytes: int, *, is_idle: bool = True) -> None:
@@ -68,7 +75,7 @@ class LinkMeter:
         self._by_connection: dict[Connection, float] = {}
         self._kernel_up = 0.0
         self.sent = Rate()  # as far as this process can tell: until the kernel has taken it
-        self.received = Rate()
+        self.received = Rate(GAP_S)
         self.ear = Ear()
         self.rtt_s = 0.0
         self.path: Path | None = None  # no lane yet

@@ -1,0 +1,66 @@
+"""What traffic tells of a link."""
+
+from __future__ import annotations
+
+import pytest
+
+from zoonet.net.lanes.links import GAP_S, SAMPLE_BYTES, LinkMeter, Rate, smoothed
+
+
+class Stopwatch:
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+def test_a_rate_is_of_the_time_that_something_was_under_way() -> None:
+    now = Stopwatch()
+    rate = Rate(now=now)
+    for _ in range(2):
+        rate.begin()
+        now.time += 1
+        rate.end(SAMPLE_BYTES // 2)
+        now.time += 1000
+    assert rate.bytes_per_s == SAMPLE_BYTES / 2
+
+
+def test_connections_that_are_busy_together_share_their_time() -> None:
+    now = Stopwatch()
+    rate = Rate(now=now)
+    rate.begin()
+    rate.begin()
+    now.time += 2
+    rate.end(SAMPLE_BYTES // 2)
+    rate.end(SAMPLE_BYTES // 2)
+    assert rate.bytes_per_s == SAMPLE_BYTES / 2
+
+
+def test_a_short_pause_between_arrivals_belongs_to_the_time() -> None:
+    now = Stopwatch()
+    rate = Rate(GAP_S, now)
+    for _ in range(100):
+        rate.begin()
+        rate.end(SAMPLE_BYTES // 10)  # all of it was in a buffer already
+        now.time += GAP_S
+    assert rate.bytes_per_s == pytest.approx(SAMPLE_BYTES / 10 / GAP_S, rel=0.2)
+
+
+def test_a_burst_alone_says_nothing_of_a_link() -> None:
+    now = Stopwatch()
+    rate = Rate(GAP_S, now)
+    rate.begin()
+    now.time += 0.001
+    rate.end(SAMPLE_BYTES)
+    assert rate.bytes_per_s == 0
+
+
+def test_better_samples_count_more_than_worse_ones() -> None:
+    assert smoothed(0, 10) == 10
+    assert smoothed(10, 20) - 10 > 10 - smoothed(10, 0)
+
+
+def test_nothing_is_known_at_first() -> None:
+    stats = LinkMeter().stats()
+    assert (stats.rtt_s, stats.up_bytes_per_s, stats.down_bytes_per_s) == (0, 0, 0)
