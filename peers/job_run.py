@@ -234,6 +234,14 @@ class JobRun:
         self._replica = replica
         averager = TreeAllReduce(self._node.lanes, self._job_id, prepared.num_parameters)
         await averager.serve()
+        try:
+            await self._play_rounds(prepared, replica, averager)
+        finally:
+            await averager.close()
+
+    async def _play_rounds(
+        self, prepared: PreparedJob, replica: TrainingReplica, averager: TreeAllReduce
+    ) -> None:
         participant = Participant(
             self._node.identity,
             self._node.clock,
