@@ -241,6 +241,7 @@ class Participant:
     async def _attend(self, stream: Stream) -> None:
         """Somebody takes this peer for the coordinator of its next round."""
         ready = await self._chair.receive_ready(stream)
+        self._roll_call.knocked(stream.peer_id)
         if ready.length == len(self.chain) + 1:
             await self._growth.wait(self.chain.head, self._config.silence_s / 2)
         if ready.length >= len(self.chain) and ready.head != self.chain.head:

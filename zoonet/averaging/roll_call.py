@@ -20,7 +20,7 @@ NUM_AT_ONCE: Final = 16
 LOOK_S: Final = 0.5  # between two looks at who wants the job
 FRESH_S: Final = 20.0  # an answer counts this long, then the peer is asked again
 FIRST_PAUSE_S: Final = 2.0  # before who did not answer is asked again
-LONGEST_PAUSE_S: Final = 300.0
+LONGEST_PAUSE_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +62,12 @@ class RollCall:
         return {
             peer for peer in self._wanted() if peer in self._words and self._words[peer].answered
         }
+
+    def knocked(self, peer: PeerId) -> None:
+        """The peer has come here by itself: where it did not answer it is asked again now."""
+        word = self._words.get(peer)
+        if word is not None and not word.answered:
+            word.ask_again_at, word.pause_s = 0.0, FIRST_PAUSE_S
 
     async def run(self) -> None:
         """Ask some at a time, those first who were never asked; end with the first round."""
