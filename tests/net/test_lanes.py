@@ -26,6 +26,7 @@ from zoonet.crypto import PeerId
 from zoonet.errors import PeerTimeout, PeerUnreachable, ProtocolViolation, StreamClosed
 from zoonet.net.lanes import HostLanes, LanesConfig
 from zoonet.net.lanes.certificates import LIFETIME_S
+from zoonet.net.lanes.memory import SharedMemory
 from zoonet.net.lanes.outgoing import OutgoingLane
 from zoonet.net.lanes.station import Station
 from zoonet.testing import MemorySwarm
@@ -409,6 +410,22 @@ def test_nothing_is_left_after_the_lanes_of_a_host_close() -> None:
         await settles_at(*before)
 
     run(story())
+
+
+def test_memory_that_is_needed_no_more_is_given_back() -> None:
+    memory = SharedMemory(is_shared=True)
+    before = count()[0]
+    views = [memory.allocate(1 << 20) for _ in range(4)]
+    found = memory.find(views[2][1000:2000])
+    assert found is not None
+    segment, offset = found
+    assert (segment.num_bytes, offset) == (1 << 20, 1000)
+    assert memory.find(memoryview(bytes(100))) is None
+    assert len(memory.numbers()) == 4
+    del views, found
+    assert memory.numbers() == set()
+    assert memory.find(memoryview(bytes(100))) is None
+    assert count()[0] == before
 
 
 # What is known of a link.

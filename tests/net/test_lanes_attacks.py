@@ -99,7 +99,7 @@ class Scene:
             sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             sock.settimeout(10)
             sock.connect(b"\0" + offer.socket_name.encode())
-            sock.sendall(offer.token)
+            sock.sendall(offer.local_token)
             assert await asyncio.to_thread(sock.recv, TOKEN_BYTES) == offer.proof
             sock.sendall(GO)
             undo.pop_all()
@@ -328,7 +328,7 @@ def test_a_token_is_worth_nothing_to_whom_it_was_not_told() -> None:
 
 def test_nobody_has_any_number_of_tokens() -> None:
     async def attack(stage: Scene) -> None:
-        for _ in range(MAX_PER_PEER):
+        for _ in range(MAX_PER_PEER // 2):  # an offer has two
             await stage.ask()
         with pytest.raises(Refused, match="too many"):
             await stage.ask()
@@ -342,8 +342,23 @@ def test_a_lane_that_never_begins_is_cut_off() -> None:
         local = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         local.settimeout(10)
         local.connect(b"\0" + offer.socket_name.encode())
-        local.sendall(offer.token)
+        local.sendall(offer.local_token)
         assert await is_cut_off(local)
+
+    under_attack(attack)
+
+
+def test_a_token_that_was_seen_on_the_wire_opens_nothing_on_the_machine_itself() -> None:
+    async def attack(stage: Scene) -> None:
+        offer = await stage.ask()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as local:
+            local.settimeout(10)
+            local.connect(b"\0" + offer.socket_name.encode())
+            local.sendall(offer.token)
+            assert await asyncio.to_thread(local.recv, TOKEN_BYTES) == b""
+        remote = dial(offer)
+        remote.sendall(offer.local_token)
+        assert await is_cut_off(remote)
 
     under_attack(attack)
 

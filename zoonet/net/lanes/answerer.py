@@ -59,8 +59,16 @@ class Answerer:
         own, proof = station.credentials(), secrets.token_bytes(TOKEN_BYTES)
         lane = self._incoming_lane(peer_id, ask.channel)
         welcome = partial(station.live.receive, lane, is_chosen=False)
-        token = station.book.issue(Expected(peer_id, own, ask.certificate, proof, welcome))
-        return Offer(own.certificate, token, proof, station.places(), station.door.socket_name)
+        remote = Expected(peer_id, own, ask.certificate, welcome)
+        local = Expected(peer_id, own, ask.certificate, welcome, proof, remote.visits)
+        return Offer(
+            own.certificate,
+            station.book.issue(remote),
+            station.places(),
+            station.book.issue(local),
+            proof,
+            station.door.socket_name,
+        )
 
     async def _dial_back(self, peer_id: PeerId, request: DialBack) -> Dialling:
         self._check(peer_id, request.channel, request.certificate)

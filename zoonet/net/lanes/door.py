@@ -174,7 +174,7 @@ class Door:
                 raise ProtocolViolation("", "a lane that ended before it said whose it is")
             token += part
         expected = self._book.take(bytes(token))
-        if expected is None:
+        if expected is None or bool(expected.proof) != (stranger.family == socket.AF_UNIX):
             raise ProtocolViolation("", "a lane with a wrong token")
         return expected
 

@@ -4,7 +4,7 @@ Who opens a lane asks first, over an authenticated stream::
 
     opener                             the other peer
     Ask(certificate, channel)     ->
-                                  <-   Offer(certificate, token, proof, places, local socket)
+                                  <-   Offer(certificate, tokens, places, local socket)
     at the local socket: token    ->
                                   <-   proof
     or at any place: token, TLS   ->   which certificate to expect follows from the token

@@ -10,6 +10,7 @@ import mmap
 import os
 import threading
 import weakref
+from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,8 +37,9 @@ class SharedMemory:
 
     def __init__(self, *, is_shared: bool) -> None:
         self._is_shared = is_shared and hasattr(os, "memfd_create")
-        self._lock = threading.RLock()  # a finalizer may run inside of any of these methods
+        self._lock = threading.Lock()
         self._numbers = itertools.count(1)
+        self._dead: deque[Segment] = deque()  # a finalizer may run anywhere, and takes no lock
         self._starts: list[int] = []
         self._segments: list[Segment] = []  # in the order of addresses
 
@@ -64,6 +66,7 @@ class SharedMemory:
         start = address_of(memoryview(mapped))
         segment = Segment(next(self._numbers), start, num_bytes, fd)
         with self._lock:
+            self._bury()
             place = bisect.bisect(self._starts, start)
             self._starts.insert(place, start)
             self._segments.insert(place, segment)
@@ -71,10 +74,14 @@ class SharedMemory:
         return mapped
 
     def _forget(self, segment: Segment) -> None:
-        with self._lock:
-            place = self._segments.index(segment)
-            del self._segments[place], self._starts[place]
+        """Its last view is gone: runs before the address can be another's."""
+        self._dead.append(segment)
         os.close(segment.fd)
+
+    def _bury(self) -> None:
+        while self._dead:
+            place = self._segments.index(self._dead.popleft())
+            del self._segments[place], self._starts[place]
 
     def find(self, payload: memoryview) -> tuple[Segment, int] | None:
         """The segment that holds the whole payload, and at which offset; None for other memory."""
@@ -82,6 +89,7 @@ class SharedMemory:
             return None
         address = address_of(payload)
         with self._lock:
+            self._bury()
             place = bisect.bisect(self._starts, address) - 1
             if place < 0:
                 return None
@@ -92,6 +100,7 @@ class SharedMemory:
     def numbers(self) -> set[int]:
         """Numbers of the segments that are there."""
         with self._lock:
+            self._bury()
             return {segment.number for segment in self._segments}
 
 

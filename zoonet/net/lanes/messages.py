@@ -37,14 +37,15 @@ class Ask(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
 class Offer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """Yes: at these places, with this token; I will show this certificate.
 
-    On the same machine, at the abstract socket `socket_name` ("" for none), where I answer the
-    token with `proof`.
+    On the same machine at the abstract socket `socket_name` ("" for none), where I answer
+    `local_token` with `proof`. Neither of these two ever travels in clear, as `token` does.
     """
 
     certificate: Certificate
     token: Token
-    proof: Token
     places: Places
+    local_token: Token
+    proof: Token
     socket_name: SocketName
 
 

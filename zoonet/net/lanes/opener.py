@@ -114,7 +114,7 @@ class Opening:
             return None
 
         def connect() -> Connection:
-            name, token, proof = offer.socket_name, offer.token, offer.proof
+            name, token, proof = offer.socket_name, offer.local_token, offer.proof
             return knock_locally(self._peer_id, name, token, proof, self._config)
 
         try:
@@ -191,7 +191,7 @@ class Opening:
             except RuntimeError:  # the loop has closed
                 connection.close()
 
-        token = station.book.issue(Expected(self._peer_id, self._own, certificate, b"", welcome))
+        token = station.book.issue(Expected(self._peer_id, self._own, certificate, welcome))
         request = DialBack(self._own.certificate, self._channel, token, station.places())
         try:
             await call(

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from zoonet.crypto import PeerId
@@ -23,16 +23,23 @@ MAX_USES: Final = 32
 
 
 @dataclass(slots=True)
+class Visits:
+    """How often somebody came with one of the tokens of an offer."""
+
+    num: int = 0
+
+
+@dataclass(slots=True)
 class Expected:
     """A peer that may come with a certain token."""
 
     peer_id: PeerId
     own: Credentials  # what this peer shows
     certificate: bytes  # what the other one shall show (DER)
-    proof: bytes  # what a local socket answers the token with
     welcome: Callable[[Connection], None]  # called in the connection's own thread
+    proof: bytes = b""  # what the token is answered with at the local socket, its only place then
+    visits: Visits = field(default_factory=Visits)
     expires_s: float = 0.0
-    num_uses: int = 0
 
 
 class TokenBook:
@@ -57,7 +64,7 @@ class TokenBook:
         same = [token for token, one in self._expected.items() if one.peer_id == peer_id]
         if len(same) < MAX_PER_PEER:
             return
-        used = next((token for token in same if self._expected[token].num_uses), None)
+        used = next((token for token in same if self._expected[token].visits.num), None)
         if used is None:
             raise TransportError("too many lanes are being opened at once")
         del self._expected[used]
@@ -69,8 +76,8 @@ class TokenBook:
             expected = self._expected.get(token)
             if expected is None:
                 return None
-            expected.num_uses += 1
-            if expected.num_uses >= MAX_USES:
+            expected.visits.num += 1
+            if expected.visits.num >= MAX_USES:
                 del self._expected[token]
             return expected
 
