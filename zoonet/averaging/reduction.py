@@ -256,8 +256,8 @@ class Reduction:
             sender = self._indices.get(peer_id)
             if sender is None:
                 raise ProtocolViolation(peer_id, "a chunk of a round that it has no part in")
-            if header.number > self.attempt.number:
-                return None
+            if header.number > self.attempt.number or not self._chunks:
+                return None  # no attempt that far has been adopted yet
             if header.kind == Kind.ALIVE:
                 self._require(peer_id, num_bytes, 0)
                 self._waiting.add(sender)
