@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.averaging.makers import empty_chain, grow, peer, ready
-from tests.averaging.swarm import JOB_ID, identity_of
+from tests.averaging.swarm import JOB_ID, NUM_PARAMETERS, identity_of
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.coordinator import Coordinator, RoundSeat
 from zoonet.averaging.deadlines import LearnedTimeout
@@ -29,6 +29,7 @@ class Seat:
             parent=chain.head,
             roster=chain.roster,
             free=chain.free,
+            num_parameters=NUM_PARAMETERS,
         )
         self.lead = Coordinator(
             identity_of("ada"), LoopClock(), RoundsConfig(), seat, timeout, lambda: set()
