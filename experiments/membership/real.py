@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from experiments.membership.rival import LOOPBACK, NUM_GETS, interface_bytes
 from experiments.membership.simulate import Simulation, World, percentile
 from zoonet.blocks import cid_of
 from zoonet.clock import SystemClock
@@ -29,13 +31,11 @@ from zoonet.membership.gossip import GossipConfig, Registry
 from zoonet.net import Host, HostConfig
 from zoonet.records import Hardware, JobRecord, PeerRecord, job_id_of, job_key, sign
 
-LOOPBACK: Final = ("/ip4/127.0.0.1/tcp/0",)
 MARK: Final = "ZOONET_OWN_NETWORK"
 SETTLE_S: Final = 15.0
 STEADY_S: Final = 60.0  # as long as every peer takes to compare its table once
 NUM_JOBS: Final = 5
 NUM_KILLED: Final = 3
-NUM_GETS: Final = 100
 
 
 def own_network() -> bool:
@@ -55,15 +55,6 @@ def own_network() -> bool:
     script = 'ip link set lo up && exec "$@"'
     os.execvp("unshare", ["unshare", "--net", "sh", "-c", script, "sh", *again])
     raise AssertionError("exec does not return")
-
-
-def interface_bytes() -> int:
-    """Bytes that the loopback interface has carried. Each was sent once and received once."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == "lo":
-            return int(counters.split()[0])
-    return 0
 
 
 async def measure(num_peers: int, scratch: Path, *, settings: GossipConfig) -> dict[str, Any]:
@@ -277,47 +268,14 @@ async def _dht_gets(hosts: list[Host]) -> dict[str, float]:
     }
 
 
-async def measure_hivemind(num_peers: int) -> dict[str, Any]:
-    """hivemind's own DHT with as many peers: every peer stores its record, random peers look up."""
-    from hivemind.dht.node import DHTNode
-    from hivemind.utils import get_dht_time
-
-    # Patient, so that a laden machine does not count against it.
-    patience: dict[str, Any] = {"wait_timeout": 15.0, "bootstrap_timeout": 60.0}
-    first = await DHTNode.create(host_maddrs=list(LOOPBACK), **patience)
-    nodes = [first]
-    try:
-        known = await first.get_visible_maddrs()
-        for _ in range(num_peers - 1):
-            options = {"initial_peers": known, "host_maddrs": list(LOOPBACK), **patience}
-            nodes.append(await DHTNode.create(**options))
-        before = interface_bytes()
-        value, end = os.urandom(600), get_dht_time() + 600
-        for number, node in enumerate(nodes):
-            await node.store(f"peer-{number}", value, end)
-        store_bytes = (interface_bytes() - before) / num_peers
-        before = interface_bytes()
-        times_ms, num_found = [], 0
-        for _ in range(NUM_GETS):
-            key = f"peer-{random.randrange(num_peers)}"
-            began = time.perf_counter()
-            found = await random.choice(nodes).get(key, latest=True)
-            times_ms.append(1000 * (time.perf_counter() - began))
-            num_found += found is not None
-        get_bytes = (interface_bytes() - before) / NUM_GETS
-    finally:
-        for node in reversed(nodes):
-            await node.shutdown()
-    return {
-        "num_peers": num_peers,
-        "get_ms_p50": percentile(sorted(times_ms), 50),
-        "get_ms_p99": percentile(sorted(times_ms), 99),
-        "found_share": num_found / NUM_GETS,
-        "store_interface_bytes": store_bytes,
-        "get_interface_bytes": get_bytes,
-        # What liveness by heartbeats every 20 s costs, in and out, before anyone reads anything.
-        "heartbeat_bytes_per_s": 2 * store_bytes / 20,
-    }
+def measure_hivemind(num_peers: int) -> dict[str, Any]:
+    """hivemind's own DHT, in a process of its own: our host puts a stricter decoder into it."""
+    command = (sys.executable, "-m", "experiments.membership.rival", str(num_peers))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the rival failed: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def twin_of(num_peers: int, settings: GossipConfig) -> dict[str, Any]:

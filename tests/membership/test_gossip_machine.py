@@ -80,21 +80,59 @@ def test_a_newcomer_whose_contacts_are_gone_tries_again() -> None:
     assert [e for e in newcomer.tick(NOW + 4) if isinstance(e, Call) and e.share >= 0]
 
 
-def test_news_are_pushed_once_and_pulled_afterwards() -> None:
+def test_news_are_given_to_who_lacks_them_and_offered_to_who_answers() -> None:
     alice, bob, carol = people(3)
     left, right = knowing(alice, [bob]), knowing(bob, [alice])
     for machine in (left, right):
         machine._cool(NOW + 100)  # the records that were there from the start are no news
+        machine._reconcile_at = NOW + 1000
     news = member(carol)
     left.on_ask(bob.peer_id, Ask(news=(news,)), NOW + 100)
-    pushed = [e for e in left.tick(NOW + 101) if isinstance(e, Call)]
-    assert [item.id for call in pushed for item in call.ask.news] == [news.id]
-    again = [e for e in left.tick(NOW + 105) if isinstance(e, Call)]
-    assert all(not call.ask.news for call in again)
-    told, _ = left.on_ask(carol.peer_id, Ask(), NOW + 106)
+    told, _ = left.on_ask(bob.peer_id, Ask(), NOW + 101)
     assert news in told.news
-    told, _ = left.on_ask(carol.peer_id, Ask(have=(news.id,)), NOW + 106)
+    told, _ = left.on_ask(bob.peer_id, Ask(have=(news.id,)), NOW + 101)
     assert news not in told.news
+    # A caller that has what we lack is called back for it.
+    (offer,) = [e for e in left.tick(NOW + 102) if isinstance(e, Call)]
+    assert offer.peer_id == bob.peer_id and news.id in offer.ask.have and not offer.ask.news
+    right.on_ask(alice.peer_id, offer.ask, NOW + 102)
+    (back,) = [e for e in right.tick(NOW + 103) if isinstance(e, Call)]
+    assert (back.peer_id, back.ask.want) == (alice.peer_id, (news.id,))
+    told, _ = left.on_ask(bob.peer_id, back.ask, NOW + 103)
+    right.on_told(back, told, NOW + 103)
+    assert right.table.member(carol.peer_id) is news
+    left._cool(NOW + 200)
+    told, _ = left.on_ask(bob.peer_id, Ask(), NOW + 200)
+    assert news not in told.news, "it is news for half a minute"
+
+
+def test_a_liar_that_offers_what_it_does_not_have_gets_every_other_call_at_most() -> None:
+    alice, *others = people(30)
+    machine = knowing(alice, others)
+    liar = others[0].peer_id
+    called = []
+    for step in range(60):
+        machine.on_ask(liar, Ask(have=(step,)), NOW + 4 * step)
+        calls = [e for e in machine.tick(NOW + 4 * step) if isinstance(e, Call)]
+        called += [call.peer_id for call in calls]
+        for call in calls:
+            machine.on_told(call, Told(), NOW + 4 * step)
+    assert called.count(liar) <= 40
+
+
+def test_the_keepers_of_a_key_hear_of_it_first_and_are_asked_first() -> None:
+    alice, *others = people(60)
+    machine = knowing(alice, others)
+    machine.tick(NOW)
+    record = job(alice)
+    keepers = machine.keepers(record.key)
+    assert len(keepers) == 3
+    told = [e.peer_id for e in machine.publish(record, NOW) if isinstance(e, Call)]
+    assert set(keepers) <= set(told)
+    elsewhere = knowing(others[0], [alice, *others[1:]])
+    asked = elsewhere.whom_to_ask(record.key, [])
+    assert set(asked) >= set(keepers) - {others[0].peer_id}
+    assert not set(elsewhere.whom_to_ask(record.key, asked)) & set(asked)
 
 
 def test_a_record_of_our_own_goes_to_every_neighbour_at_once() -> None:

@@ -14,10 +14,19 @@ from tests.contracts.test_record_store import peer_record
 from zoonet.clock import LoopClock
 from zoonet.crypto import Identity
 from zoonet.errors import ProtocolViolation
+from zoonet.membership import Directory
 from zoonet.membership.gossip import Ask, Gone, Registry, RegistryRecords
 from zoonet.membership.gossip.item import subject_of
 from zoonet.membership.gossip.messages import PROTOCOL, AskWire, ToldWire, to_wire
-from zoonet.records import JOBS_KEY, JobList, JobRecord, PeerRecord, job_key, sign
+from zoonet.records import (
+    JOBS_KEY,
+    PEERS_TOPIC,
+    JobList,
+    JobRecord,
+    PeerRecord,
+    job_key,
+    sign,
+)
 from zoonet.testing import MemoryRecordStore, MemorySwarm, MemoryTransport, run
 from zoonet.transport import Refused, call
 
@@ -258,6 +267,46 @@ def sign_job(author: Member, swarm: MemorySwarm, name: str = "spec"):  # type: i
     number = sum(name.encode())
     body = job_record(author.identity, number).body
     return sign(author.identity, body, sequence=1, expires_at=swarm.clock.now() + 3600)
+
+
+def test_a_directory_with_a_registry_lists_its_members_and_spares_the_topic() -> None:
+    async def story(swarm: MemorySwarm) -> None:
+        async with members(swarm, 4) as found:
+            await asyncio.sleep(60)
+            alice = found[0]
+
+            async def describe() -> PeerRecord:
+                return peer_record(alice.identity).body
+
+            met: list[str] = []
+            directory = Directory(
+                alice.identity,
+                RegistryRecords(alice.registry, alice.records),
+                swarm.clock,
+                describe=describe,
+                on_peer=lambda record: met.append(record.author),
+                registry=alice.registry,
+            )
+            async with alice.records.listen(PEERS_TOPIC) as heard:
+                task = asyncio.create_task(directory.run())
+                await asyncio.sleep(100)
+                assert {r.author for r in directory.peers()} == alice.knows == set(met)
+                assert len(alice.knows) == 3
+                gone = found[3].identity.peer_id
+                await swarm.kill(gone)
+                await asyncio.sleep(120)
+                assert gone not in {r.author for r in await directory.refresh()}
+                # A client has a heartbeat only, and is listed beside the members.
+                client = peer_record(identity_of("client"), lifetime_s=3600.0)
+                directory.add(client)
+                assert client in directory.peers()
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await anext(heard)
+                task.cancel()
+                await asyncio.wait([task])
+
+    tell(story)
 
 
 def test_a_violation_names_who_passed_on_a_bad_record() -> None:

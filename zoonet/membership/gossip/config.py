@@ -29,7 +29,7 @@ class GossipConfig:
     """How often a peer talks, and to how many. Raises ConfigError for what cannot work."""
 
     tick_s: float = 4.0  # between two calls to a neighbour
-    hot_s: float = 60.0  # how long news are offered; longer than they take to reach everyone
+    hot_s: float = 30.0  # for which a peer offers what it has learned
     reconcile_s: float = 60.0  # between two comparisons of whole tables
     rotate_s: float = 300.0  # between two exchanges of a random partner for another
     num_watched: int = 3  # ring predecessors that a peer calls to see whether they live
@@ -37,7 +37,7 @@ class GossipConfig:
     num_misses: int = 3  # calls without an answer before a peer is accused
     quorum: int = 2  # accusers that make a verdict
     jury: int = 8  # ring successors of the accused whose word counts
-    lifetime_s: float = 4 * 3600.0  # of our own record
+    lifetime_s: float = 12 * 3600.0  # of our own record
     renew_fraction: float = 0.4  # of the lifetime is left when it is signed again
     refute_s: float = 30.0  # at most one renewal against accusations in this time
     call_timeout_s: float = 6.0

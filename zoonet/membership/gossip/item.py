@@ -32,7 +32,7 @@ class MemberRecord(PeerRecord, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     KIND: ClassVar[str] = "member/1"
-    MAX_LIFETIME_S: ClassVar[float] = 6 * 3600.0
+    MAX_LIFETIME_S: ClassVar[float] = 24 * 3600.0
 
     def key(self) -> str:
         return member_key(self.peer_id)
@@ -44,7 +44,7 @@ class Gone(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     KIND: ClassVar[str] = "gone/1"
     MAX_BYTES: ClassVar[int] = 512
-    MAX_LIFETIME_S: ClassVar[float] = 6 * 3600.0
+    MAX_LIFETIME_S: ClassVar[float] = 24 * 3600.0
 
     subject: Subject
     seq: Natural
@@ -97,6 +97,12 @@ class Item:
     def num_bytes(self) -> int:
         """Bytes of the record on the wire."""
         return len(self.record.raw)
+
+
+def key_position(key: str) -> int:
+    """The place of a key on the ring; of a peer's own key, the peer's place."""
+    kind, _, name = key.partition("/")
+    return int.from_bytes(subject_of(PeerId(name if kind == "member" else key))[:8], "big")
 
 
 def id_of(raw: bytes) -> int:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from random import Random
 from typing import Final, TypeAlias
 
 from zoonet.crypto import PeerId
 from zoonet.membership.gossip.config import GossipConfig
 from zoonet.membership.gossip.entries import Entries
-from zoonet.membership.gossip.item import Item, subject_of
+from zoonet.membership.gossip.item import Item, key_position, member_key, subject_of
 from zoonet.membership.gossip.messages import (
     MAX_HAVE,
     MAX_IDS,
@@ -33,6 +34,7 @@ PAGE_IDS: Final = 400  # of one request, so that an answer stays below MAX_PAGE_
 MAX_PAGES: Final = 4  # fetched at once
 MAX_JOIN_PAGES: Final = 64  # the same of a newcomer, from each contact
 MAX_HOT: Final = 2048
+RECONCILE_MEMBERS: Final = 2000  # up to which tables are compared every `reconcile_s`
 MAX_CONTACTS: Final = 64
 LOST_SHARE: Final = 0.25  # of the rounds of calls that try a peer taken for dead
 MAX_OFFERS: Final = 256
@@ -91,7 +93,7 @@ class Machine:
         self._accused: dict[PeerId, int] = {}  # by us, as of this sequence
         self._hot: dict[int, Item] = {}  # what we learned lately, the oldest first
         self._hot_until: deque[tuple[float, int]] = deque()
-        self._fresh: list[Item] = []  # not yet handed on
+        self._fresh: list[Item] = []  # of our own, that nobody has been told of yet
         self._offers: dict[int, PeerId] = {}  # ids of news that others have and we lack
         self._was_offer = False
         self._contacts: list[PeerId] = []  # met outside of the table
@@ -128,14 +130,16 @@ class Machine:
         ]
 
     def publish(self, item: Item, now: float) -> list[Effect]:
-        """A record of our own, verified or just signed: believe it and tell all neighbours."""
+        """A record of our own, or one to be told again: tell neighbours and the key's keepers."""
         if item.is_member and item.author == self.peer_id:
             self._renew_at = self._renewal(item)
         self._look_around(now)
-        neighbours = self._neighbours()
-        if not self._believe(item, now) or not neighbours:
-            return []  # with nobody to tell it waits among the news
-        self._fresh.remove(item)
+        if not self._believe(item, now):
+            return []
+        neighbours = dict.fromkeys((*self._neighbours(), *self.keepers(item.key)))
+        if not neighbours:
+            self._fresh.append(item)  # for the first that there will be
+            return []
         ask = Ask(have=tuple(self._hot), news=(item,))
         return [Call(peer_id, ask) for peer_id in neighbours]
 
@@ -165,6 +169,8 @@ class Machine:
         """A peer asks: what to answer, and what else to do."""
         self._misses.pop(caller, None)
         effects = self._take(ask.news, now)
+        if ask.sums is not None:
+            effects += self._present(caller, ask)
         news: list[Item] = []
         for item_id in ask.want[:MAX_WANT]:
             item = self.table.by_id(item_id)
@@ -230,10 +236,19 @@ class Machine:
 
     # Questions of the driver.
 
-    def whom_to_ask(self, tried: Iterable[PeerId]) -> list[PeerId]:
-        """Three peers that may know what this table lacks; contacts where it is empty."""
+    def keepers(self, key: str) -> list[PeerId]:
+        """The peers that hear first of a key's records: those behind its place on the ring."""
+        position = key_position(key)
+        found = islice(self.table.after(position), self.config.num_watched + 1)
+        others = [item.author for item in found if item.author != self.peer_id]
+        return others[: self.config.num_watched]
+
+    def whom_to_ask(self, key: str, tried: Collection[PeerId]) -> list[PeerId]:
+        """Three peers that may know what this table lacks: its keepers, then any others."""
         excluded = {self.peer_id, *tried}
-        chosen: list[PeerId] = []
+        chosen = [peer for peer in self.keepers(key) if peer not in excluded]
+        if len(chosen) >= self.config.num_contacts:
+            return chosen
         for _ in range(4 * self.config.num_contacts):
             item = self.table.random_member(self._random)
             if item is None:
@@ -282,7 +297,6 @@ class Machine:
             return False
         self._hot[item.id] = item
         self._hot_until.append((now + self.config.hot_s, item.id))
-        self._fresh.append(item)
         if len(self._hot) > MAX_HOT:
             self._hot.pop(next(iter(self._hot)))
         return True
@@ -350,6 +364,17 @@ class Machine:
                 return target, ()
         return None, ()
 
+    def _present(self, caller: PeerId, ask: Ask) -> list[Effect]:
+        """A newcomer's first question: tell its keepers, whom it cannot know yet, that it is here.
+
+        Then it is found from the first second on, wherever the news have come.
+        """
+        if any(ask.have) or not any(item.author == caller for item in ask.news):
+            return []
+        told = Ask(is_exchange=False, news=ask.news[:1])
+        keepers = self.keepers(member_key(caller))
+        return [Call(peer_id, told) for peer_id in keepers if peer_id != caller]
+
     def _note_offers(self, caller: PeerId, ask: Ask) -> None:
         """A caller has news that we lack: our next call goes to it."""
         for item_id in ask.have:
@@ -377,7 +402,8 @@ class Machine:
             return []
         self._fresh = [item for item in self._fresh if item is not news[0]]
         ask = Ask(have=tuple(self._hot)[-MAX_HAVE:], news=news)
-        return [Call(peer_id, ask) for peer_id in self._neighbours()]
+        told = dict.fromkeys((*self._neighbours(), *self.keepers(news[0].key)))
+        return [Call(peer_id, ask) for peer_id in told]
 
     def _strangers(self) -> list[PeerId]:
         """One that was taken for dead, and one met elsewhere that is not in the table."""
@@ -394,13 +420,18 @@ class Machine:
         if self.table.member(target) is None:  # it may belong to another swarm
             sums = self.table.sums()
         elif now >= self._reconcile_at:
-            self._reconcile_at = now + self.config.reconcile_s * self._random.uniform(0.8, 1.2)
+            self._reconcile_at = now + self._reconcile_pause_s()
             sums = self.table.sums()
         news = _within(self._fresh, MAX_NEWS_BYTES)[:MAX_NEWS]
         self._fresh = self._fresh[len(news) :]
         told = {item.id for item in news}
         have = [item_id for item_id in self._hot if item_id not in told]
         return Ask(have=tuple(have[-MAX_HAVE:]), sums=sums, want=want, news=news)
+
+    def _reconcile_pause_s(self) -> float:
+        """The more peers, the more is always on its way and differs: compare more rarely."""
+        scale = max(1.0, self.table.num_members / RECONCILE_MEMBERS)
+        return self.config.reconcile_s * scale * self._random.uniform(0.8, 1.2)
 
     def _even_out(self, call: Call, told: Told) -> list[Effect]:
         """Fetch what only the other has, hand over what only we have."""

@@ -101,6 +101,10 @@ class Table:
         """Whether a record of that id is worth asking for."""
         return self._entries.by_id(item_id) is None and item_id not in self._refused_ids
 
+    def after(self, position: int) -> Iterator[Item]:
+        """Members behind a place on the ring."""
+        return self._entries.after(position)
+
     def watched_by(self, position: int, num: int) -> list[Item]:
         """The other members just before a place on the ring."""
         others = (m for m in self._entries.before(position) if m.author != self.peer_id)
