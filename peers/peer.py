@@ -58,6 +58,7 @@ class PeerOptions:
     home: Path  # state directory: key, peers met, blocks
     listen: tuple[str, ...] = ()
     announce: tuple[str, ...] = ()
+    bulk_port: int = 0  # for tensors; 0: any free one
     join: tuple[str, ...] = ()
     name: str = ""
     client: bool = False  # behind NAT: dial only, be reached through relays
@@ -110,6 +111,7 @@ async def _host(options: PeerOptions, home: runtime.Home, cache: PeerCache) -> A
     config = HostConfig(
         run_dir=home.run_dir,
         announce=options.announce,
+        bulk_port=options.bulk_port,
         bootstrap=options.join,
         known_peers=cache.addresses(),
         is_client=options.client,

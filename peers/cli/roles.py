@@ -38,6 +38,12 @@ def bootstrap(**options: Any) -> None:
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="On a CPU."
 )
+@click.option(
+    "--bulk-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="TCP port for tensors, where one is forwarded to you. 0: any free one.",
+)
 @click.option("--only-from", multiple=True, metavar="PEER_ID", help="Take this submitter's jobs.")
 @click.option(
     "--only-task", multiple=True, type=click.Choice(["causal-lm", "embedding"]), help="Take these."
