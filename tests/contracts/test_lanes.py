@@ -65,6 +65,20 @@ def over_hosts(story: Story) -> None:
     network.run(told, 2)
 
 
+def over_hosts_by_tls(story: Story) -> None:
+    """As between machines: what hosts do with each other, with shared memory switched off."""
+    network = DaemonNetwork()
+
+    async def told(_: Network, left: Peer, right: Peer) -> None:
+        one, other = network.hosts[left.peer_id], network.hosts[right.peer_id]
+        near = HostLanes(one.transport, DIRECT, one.routes_to)
+        far = HostLanes(other.transport, DIRECT, other.routes_to)
+        async with near.listening(), far.listening():
+            await story(Pair(near, far))
+
+    network.run(told, 2)
+
+
 def over_tls(story: Story) -> None:
     _over(story, lambda: lane_pair(DIRECT))
 
@@ -87,6 +101,7 @@ WAYS = {
     "shm": over_shm,
     "daemons": over_daemons,
     "hosts": over_hosts,
+    "hosts by tls": over_hosts_by_tls,
 }
 
 
@@ -97,6 +112,7 @@ WAYS = {
         "shm",
         pytest.param("daemons", marks=pytest.mark.p2p),
         pytest.param("hosts", marks=pytest.mark.p2p),
+        pytest.param("hosts by tls", marks=pytest.mark.p2p),
     ]
 )
 def way(request: pytest.FixtureRequest) -> Way:
@@ -215,3 +231,15 @@ def test_hosts_of_one_machine_share_memory() -> None:
         await lane.close()
 
     over_hosts(story)
+
+
+@pytest.mark.p2p
+def test_hosts_of_two_machines_connect_directly() -> None:
+    async def story(pair: Pair) -> None:
+        sink = Vector(10)
+        await pair.right.serve("vector", sink)
+        lane = await pair.left.open(pair.right.peer_id, "vector", ignore)
+        assert lane.path == "direct"
+        await lane.close()
+
+    over_hosts_by_tls(story)

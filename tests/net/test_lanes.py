@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import socket
 import threading
 from dataclasses import replace
 
@@ -123,6 +124,19 @@ def test_a_long_way_is_travelled_over_several_connections(hosts: tuple[str, ...]
             await lane.close()
             await right.inbox.until_ended()
             assert len(right.inbox.ends) == 1
+
+    run(story())
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_lanes_run_over_ipv6_too() -> None:
+    async def story() -> None:
+        async with lane_pair(replace(DIRECT, hosts=("::1",))) as (left, right):
+            lane = await left.open(right)
+            assert lane.path == "direct"
+            lane.post(b"a", b"payload")
+            assert await right.inbox.until_arrived(1) == {b"a": b"payload"}
+            await lane.close()
 
     run(story())
 

@@ -118,7 +118,7 @@ class Host:
                 host.peer_id, control, run_dir / STREAM_SOCKET, host._addresses_of
             )
             await stack.enter_async_context(host.transport.listening())
-            host.lanes = HostLanes(host.transport, lanes_config(config), host._routes_to)
+            host.lanes = HostLanes(host.transport, lanes_config(config), host.routes_to)
             await stack.enter_async_context(host.lanes.listening())
             p2p = await stack.enter_async_context(_bindings(run_dir / CONTROL_SOCKET))
             host._dht = await RecordDHT.start(p2p, gate, is_client=config.is_client)
@@ -173,7 +173,8 @@ class Host:
         connected = await self.connected()
         return {peer_id: used.get(peer_id) or path_of(connected[peer_id]) for peer_id in connected}
 
-    async def _routes_to(self, peer_id: PeerId) -> tuple[str, ...]:
+    async def routes_to(self, peer_id: PeerId) -> tuple[str, ...]:
+        """Addresses that open connections to a peer run over."""
         return tuple(
             route for other, route in await self._control.connections() if other == peer_id
         )
