@@ -116,7 +116,7 @@ class Session:
         before = Moment.now()
         prepared = await troupe.prepare(self.name)
         victim = faults.victim_of(role, self.bed.layout, prepared.coordinator)
-        began = troupe.go(self.name)
+        began = troupe.go(self.name, prepared)
         await asyncio.sleep(began + self._options.at * calm.seconds - time.monotonic())
         faults.inflict(fault, self.bed, troupe, victim)
         survivors = set(troupe.actors) - {victim}

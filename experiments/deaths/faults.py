@@ -40,8 +40,10 @@ def options_of(role: Role, layout: Layout) -> dict[str, Any]:
     rival = {"hivemind": {"min_group_size": 2}}
     if role in ("any", "coordinator"):
         return rival
-    gateways = [layout.members(site).start for site in range(len(layout.sites))]
-    return rival | {"plan": {"root_site": 0, "owners": gateways}}
+    # The planner gives the work to who is fast: the first peers of the sites. The last is slow.
+    firsts = {layout.members(site).start: 1.0 for site in range(1, len(layout.sites))}
+    slow = dict.fromkeys(range(layout.num_peers), 0.01)
+    return rival | {"speeds": slow | firsts | {0: 100.0}}
 
 
 def inflict(fault: Fault, bed: Bed, troupe: Troupe, victim: int) -> None:

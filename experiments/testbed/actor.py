@@ -90,7 +90,7 @@ class Actor:
         contender = self._contenders[order["contender"]]
         await asyncio.sleep(max(0.0, order["at"] - time.monotonic()))
         cpu_s = time.process_time()
-        contributors = await contender.run()
+        contributors = await contender.run(order["told"])
         ended = time.monotonic()
         mean_P = contender.result()
         cpu_s = time.process_time() - cpu_s

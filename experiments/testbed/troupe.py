@@ -255,11 +255,11 @@ class Troupe:
         ended = max(float(answer["ended"]) for answer in answers.values())
         return Prepared(self._round, ended - began, [a["told"] for a in answers.values()])
 
-    def go(self, contender: str) -> float:
+    def go(self, contender: str, prepared: Prepared) -> float:
         """Order the beginning of a prepared round; return its instant."""
         at = time.monotonic() + LEAD_S + 0.005 * len(self.actors)
         for actor in self.actors.values():
-            actor.tell({"do": "go", "contender": contender, "at": at})
+            actor.tell({"do": "go", "contender": contender, "at": at, "told": prepared.told})
         return at
 
     async def finish(
@@ -289,7 +289,7 @@ class Troupe:
     async def perform(self, contender: str) -> Performance:
         """One round of a contender, in which nothing is done to anybody."""
         prepared = await self.prepare(contender)
-        return await self.finish(prepared, self.go(contender), set(self.actors))
+        return await self.finish(prepared, self.go(contender, prepared), set(self.actors))
 
     async def _end(self) -> None:
         """Say goodbye by closing stdin, then end what is left, children and all."""

@@ -33,8 +33,13 @@ async def rounds_of(name: str, num_peers: int, folder: Path) -> list[bytes]:
         hellos = [await contender.start() for contender in peers]
         await asyncio.gather(*(contender.connect(hellos) for contender in peers))
         for number in (1, 2):
+            told: dict[int, dict[str, object]] = {}
+            everyone = asyncio.Barrier(num_peers)
             await asyncio.gather(
-                *(one_round(who, peer, noise_P, number) for peer, who in enumerate(peers))
+                *(
+                    one_round(who, peer, noise_P, number, told, everyone)
+                    for peer, who in enumerate(peers)
+                )
             )
         return [contender.result().tobytes() for contender in peers]
     finally:
@@ -42,17 +47,27 @@ async def rounds_of(name: str, num_peers: int, folder: Path) -> list[bytes]:
             await contender.close()
 
 
-async def one_round(contender: Contender, peer: int, noise_P: np.ndarray, number: int) -> None:
+async def one_round(
+    contender: Contender,
+    peer: int,
+    noise_P: np.ndarray,
+    number: int,
+    told: dict[int, dict[str, object]],
+    everyone: asyncio.Barrier,
+) -> None:
     contribution_P = np.empty_like(noise_P)
     vectors.fill_(contribution_P, noise_P, peer, number)
-    await contender.prepare(number, contribution_P)
-    contributors = await contender.run()
+    told[peer] = await contender.prepare(number, contribution_P)
+    await everyone.wait()
+    contributors = await contender.run([told[each] for each in sorted(told)])
     tolerance = contender.value_tolerance
     assert vectors.judge(contender.result(), noise_P, contributors, number, tolerance).is_right
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("name", ["floor", "floor-plain", "ring", "zoonet", "rounds"])
+@pytest.mark.parametrize(
+    "name", ["floor", "floor-plain", "ring", "zoonet", "zoonet-shm", "zoonet-butterfly", "rounds"]
+)
 async def test_every_peer_has_the_same_right_mean(name: str, tmp_path: Path) -> None:
     async with asyncio.timeout(30):
         results = await rounds_of(name, 3, tmp_path)

@@ -60,8 +60,10 @@ class Contender(Protocol):
         """
         ...
 
-    async def run(self) -> list[int]:
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
         """Average. Returns whose vectors are in the mean, as far as this contender knows.
+
+        `told` is what all peers returned when they prepared, in their order.
 
         A peer whose vector weighs twice as much as another's stands there twice.
         """

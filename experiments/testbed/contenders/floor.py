@@ -59,7 +59,7 @@ class Floor:
         self._contribution_P = contribution_P
         return {}
 
-    async def run(self) -> list[int]:
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
         await asyncio.to_thread(self._reduce)
         return list(range(self._stage.num_peers))
 

@@ -62,7 +62,7 @@ class Gloo:
         self._sum_P.copy_(torch.from_numpy(contribution_P))
         return {}
 
-    async def run(self) -> list[int]:
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
         await asyncio.to_thread(dist.all_reduce, self._sum_P)
         return list(range(self._stage.num_peers))
 

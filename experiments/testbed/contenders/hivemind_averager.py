@@ -94,7 +94,7 @@ class Hivemind:
             await asyncio.sleep(LOOK_AGAIN_S)
         return {}
 
-    async def run(self) -> list[int]:
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
         self._step.allow_allreduce()
         gathered = await asyncio.to_thread(self._step.result, 300.0)
         return sorted(gathered.values())

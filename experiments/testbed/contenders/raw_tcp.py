@@ -46,7 +46,7 @@ class RawTcp:
         self._contribution_P = contribution_P
         return {}
 
-    async def run(self) -> list[int]:
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
         assert self._socket is not None
         sending = vectors.raw(self._contribution_P)
         receiving = vectors.raw(self._received_P)

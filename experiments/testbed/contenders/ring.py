@@ -53,7 +53,7 @@ class Ring:
         np.copyto(self._mean_P, contribution_P)  # a ring works in place
         return {}
 
-    async def run(self) -> list[int]:
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
         await asyncio.to_thread(self._reduce)
         return list(range(self._stage.num_peers))
 

@@ -1,4 +1,4 @@
-"""This project's own averaging, driven as a round drives it, without the training around it.
+"""This project's own all-reduce, driven as a round drives it, without agreement and training.
 
 P = values of the vector
 """
@@ -6,37 +6,87 @@ P = values of the vector
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from experiments.testbed import vectors
 from experiments.testbed.bare_transport import BareTransport
 from experiments.testbed.contenders.base import Hello, Stage
-from zoonet.averaging import Averager, Butterfly
+from zoonet.averaging import TreeAllReduce
+from zoonet.averaging.forecast import Payload
+from zoonet.averaging.links import PeerLinks
 from zoonet.averaging.messages import Attempt, Share
+from zoonet.averaging.plan import Plan
+from zoonet.averaging.planner import make_butterfly, make_plan
 from zoonet.crypto import Identity, PeerId
 from zoonet.exact import Vector
+from zoonet.net.lanes import HostLanes, LanesConfig
 
-JOB_ID = hashlib.sha256(b"benchmark").hexdigest()[:32]
+JOB_ID: Final = hashlib.sha256(b"benchmark").hexdigest()[:32]
+VARIANTS: Final = ("", "tls", "shm", "butterfly")
+
+
+class Steered(TreeAllReduce):
+    """Says of its links what a benchmark wants the planner to hear, where it wants something."""
+
+    links: PeerLinks | None = None
+
+    def own_links(self) -> PeerLinks:
+        return self.links or super().own_links()
 
 
 async def make_averager(
     stage: Stage, variant: str, transport: BareTransport, stack: AsyncExitStack
-) -> Averager:
+) -> TreeAllReduce:
     """Open the averager that is measured: the single place that knows how that is done.
 
-    `variant` is what follows the hyphen of the contender's name: "tls", "shm", "int8",
-    "butterfly" or nothing, which is a forest over TLS in fp32.
+    `variant` is what follows the hyphen of the contender's name. Only "shm" may use shared
+    memory: namespaces are hosts of their own, though the machine is one. Codecs come in here as
+    soon as the engine takes them. Raises ValueError for a variant that there is not.
     """
-    averager = Butterfly(transport, JOB_ID, stage.num_values)
+    if variant not in VARIANTS:
+        raise ValueError(f"the engine has no variant {variant!r} yet, only {VARIANTS}")
+    config = LanesConfig(hosts=(stage.address,), use_shm=variant == "shm")
+    lanes = HostLanes(transport, config, transport.routes_of)
+    await stack.enter_async_context(lanes.listening())
+    averager = Steered(lanes, JOB_ID, stage.num_values)
+    if speeds := stage.options.get("speeds"):
+        known = {int(peer): float(speed) for peer, speed in speeds.items()}
+        averager.links = links_of(stage.sites, known)[transport.peer_id]
     await averager.serve()
+    stack.push_async_callback(averager.close)
     return averager
 
 
+def plan_of(stage: Stage, variant: str) -> Plan:
+    """The forest for the stage's sites, or the butterfly that knows none."""
+    links = links_of(stage.sites, {})
+    if variant == "butterfly":
+        payload = Payload(num_values=stage.num_values)
+        return make_butterfly(set(links), frozenset(), links, payload)
+    return make_plan(set(links), frozenset(), links, stage.num_values)
+
+
+def links_of(
+    sites: Sequence[Sequence[int]], speeds: Mapping[int, float]
+) -> dict[PeerId, PeerLinks]:
+    """What peers would say of their links: who is near, and rates in units of 10 MB/s."""
+    links = {}
+    for site in sites:
+        for peer in site:
+            near = tuple(identity_of(other).peer_id for other in site if other != peer)
+            rate = 1e7 * speeds.get(peer, 1.0)
+            links[identity_of(peer).peer_id] = PeerLinks(
+                near=near, up_bytes_per_s=rate, down_bytes_per_s=rate, lan_bytes_per_s=10 * rate
+            )
+    return links
+
+
 class Zoonet:
-    """See `Contender`."""
+    """See `Contender`. Hashing the contribution is part of the round."""
 
     value_tolerance = vectors.EXACT_TOLERANCE
 
@@ -46,8 +96,9 @@ class Zoonet:
         self._numbers = {identity_of(peer).peer_id: peer for peer in range(stage.num_peers)}
         self._transport = BareTransport(identity_of(stage.peer).peer_id, stage.address)
         self._stack = AsyncExitStack()
-        self._averager: Averager
-        self._attempt: Attempt
+        self._averager: TreeAllReduce
+        self._plan: Plan
+        self._round_number = 0
         self._contribution_P = np.zeros(0, np.float32)
         self._mean_P = np.zeros(0, np.float32)
 
@@ -56,6 +107,7 @@ class Zoonet:
         self._averager = await make_averager(
             self._stage, self._variant, self._transport, self._stack
         )
+        self._plan = plan_of(self._stage, self._variant)
         peer_id, place = self._transport.peer_id, [self._stage.address, self._transport.port]
         return {"peer_id": peer_id, "place": place}
 
@@ -65,23 +117,27 @@ class Zoonet:
             self._transport.learn(PeerId(hello["peer_id"]), host, port)
 
     async def prepare(self, round_number: int, contribution_P: Vector) -> dict[str, Any]:
+        """Hash the contribution once more than needed, so that all know its root beforehand."""
+        self._round_number = round_number
         self._contribution_P = contribution_P
-        members = sorted(self._numbers)
-        self._attempt = Attempt(
+        root = await self._averager.commit(contribution_P)
+        return {"peer_id": self._transport.peer_id, "root": root.hex()}
+
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
+        roots = {each["peer_id"]: bytes.fromhex(each["root"]) for each in told}
+        attempt = Attempt(
             job_id=JOB_ID,
-            index=round_number,
+            index=self._round_number,
             view=0,
             parent=bytes(32),
             number=0,
-            contributions=tuple(Share(member, ((0, 1),)) for member in members),
+            contributions=tuple(Share(peer_id, ((0, 1),)) for peer_id in sorted(roots)),
+            roots=tuple(roots[peer_id] for peer_id in sorted(roots)),
+            plan=self._plan,
         )
-        return {}
-
-    async def run(self) -> list[int]:
-        everyone = frozenset(self._attempt.contributors)
-        mean = await self._averager.average(self._attempt, self._contribution_P, everyone)
-        self._mean_P = mean.mean_P
-        return sorted(self._numbers[member] for member in self._attempt.contributors)
+        await self._averager.commit(self._contribution_P)
+        self._mean_P = await self._averager.average(attempt)
+        return sorted(self._numbers[peer_id] for peer_id in attempt.contributors)
 
     def result(self) -> Vector:
         return self._mean_P

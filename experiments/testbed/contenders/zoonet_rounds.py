@@ -14,8 +14,18 @@ from experiments.testbed import vectors
 from experiments.testbed.bare_transport import BareTransport
 from experiments.testbed.contenders.base import Hello, Stage
 from experiments.testbed.contenders.gated_replica import GatedReplica
-from experiments.testbed.contenders.zoonet_averager import JOB_ID, identity_of, make_averager
-from zoonet.averaging import Certificate, Chain, Participant, ParticipantEvents, RoundsConfig
+from experiments.testbed.contenders.zoonet_averager import (
+    JOB_ID,
+    identity_of,
+    make_averager,
+)
+from zoonet.averaging import (
+    Certificate,
+    Chain,
+    Participant,
+    ParticipantEvents,
+    RoundsConfig,
+)
 from zoonet.averaging.chain import coordinators
 from zoonet.clock import SystemClock
 from zoonet.crypto import PeerId
@@ -82,7 +92,7 @@ class ZoonetRounds:
         order = coordinators(chain.head, chain.roster)
         return {"coordinator": self._numbers[order[0]] if order else None}
 
-    async def run(self) -> list[int]:
+    async def run(self, told: list[dict[str, Any]]) -> list[int]:
         while not self._certified.empty():
             self._certified.get_nowait()
         self._replica.open_gate()
