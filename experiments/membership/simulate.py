@@ -547,7 +547,9 @@ class _Lookup:
             return
         if self._num_waiting:
             return
-        peers = machine.whom_to_ask(self._key, self._tried) if self._num_rounds < 3 else []
+        peers = (
+            machine.neighbours.whom_to_ask(self._key, self._tried) if self._num_rounds < 3 else []
+        )
         if not peers:
             self._end(-1)
             return

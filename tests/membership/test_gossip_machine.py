@@ -125,14 +125,14 @@ def test_the_keepers_of_a_key_hear_of_it_first_and_are_asked_first() -> None:
     machine = knowing(alice, others)
     machine.tick(NOW)
     record = job(alice)
-    keepers = machine.keepers(record.key)
+    keepers = machine.neighbours.keepers(record.key)
     assert len(keepers) == 3
     told = [e.peer_id for e in machine.publish(record, NOW) if isinstance(e, Call)]
     assert set(keepers) <= set(told)
     elsewhere = knowing(others[0], [alice, *others[1:]])
-    asked = elsewhere.whom_to_ask(record.key, [])
+    asked = elsewhere.neighbours.whom_to_ask(record.key, [])
     assert set(asked) >= set(keepers) - {others[0].peer_id}
-    assert not set(elsewhere.whom_to_ask(record.key, asked)) & set(asked)
+    assert not set(elsewhere.neighbours.whom_to_ask(record.key, asked)) & set(asked)
 
 
 def test_a_record_of_our_own_goes_to_every_neighbour_at_once() -> None:
@@ -159,7 +159,7 @@ def test_a_watched_peer_that_misses_three_calls_is_accused_once() -> None:
     alice, *others = people(10)
     machine = knowing(alice, others)
     machine.tick(NOW)
-    watched = machine._watched[0]
+    watched = machine.neighbours.watched[0]
     call = Call(watched, Ask())
     assert machine.on_failure(call, NOW) == machine.on_failure(call, NOW) == []
     (accusation,) = machine.on_failure(call, NOW)
@@ -172,7 +172,7 @@ def test_an_answer_in_between_clears_a_watched_peer() -> None:
     alice, *others = people(10)
     machine = knowing(alice, others)
     machine.tick(NOW)
-    call = Call(machine._watched[0], Ask())
+    call = Call(machine.neighbours.watched[0], Ask())
     for _ in range(3):
         machine.on_failure(call, NOW)
         machine.on_failure(call, NOW)
@@ -184,8 +184,8 @@ def test_a_suspected_peer_is_called_again_before_all_others() -> None:
     alice, *others = people(10)
     machine = knowing(alice, others)
     machine.tick(NOW)
-    machine._waiting.clear()
-    suspect = machine._watched[-1]
+    machine.neighbours._waiting.clear()
+    suspect = machine.neighbours.watched[-1]
     machine.on_failure(Call(suspect, Ask()), NOW)
     calls = [effect for effect in machine.tick(NOW + 4) if isinstance(effect, Call)]
     assert [call.peer_id for call in calls] == [suspect]
@@ -222,9 +222,9 @@ def test_partners_are_drawn_from_the_whole_table_not_from_those_who_call() -> No
     chosen: set[str] = set()
     for step in range(0, 3000, 30):
         machine.tick(NOW + 300 + step)
-        chosen.update(machine.partners)
+        chosen.update(machine.neighbours.partners)
     assert len(chosen) > 12
-    assert len(machine.partners) == machine.config.num_partners
+    assert len(machine.neighbours.partners) == machine.config.num_partners
 
 
 def test_after_a_long_sleep_a_peer_joins_anew_and_brings_nobody_back() -> None:

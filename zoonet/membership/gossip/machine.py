@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from random import Random
 from typing import Final, TypeAlias
 
 from zoonet.crypto import PeerId
 from zoonet.membership.gossip.config import GossipConfig
 from zoonet.membership.gossip.entries import Entries
-from zoonet.membership.gossip.item import Item, key_position, member_key, subject_of
+from zoonet.membership.gossip.item import Item, member_key
 from zoonet.membership.gossip.messages import (
     MAX_HAVE,
     MAX_IDS,
@@ -28,6 +27,7 @@ from zoonet.membership.gossip.messages import (
     Ask,
     Told,
 )
+from zoonet.membership.gossip.neighbours import MAX_CONTACTS, Neighbours
 from zoonet.membership.gossip.table import Table
 
 PAGE_IDS: Final = 400  # of one request, so that an answer stays below MAX_PAGE_BYTES
@@ -35,9 +35,6 @@ MAX_PAGES: Final = 4  # fetched at once
 MAX_JOIN_PAGES: Final = 64  # the same of a newcomer, from each contact
 MAX_HOT: Final = 2048
 RECONCILE_MEMBERS: Final = 2000  # up to which tables are compared every `reconcile_s`
-MAX_CONTACTS: Final = 64
-LOST_SHARE: Final = 0.25  # of the rounds of calls that try a peer taken for dead
-MAX_OFFERS: Final = 256
 ABSENCE_S: Final = 300.0  # without a tick: a laptop that slept
 
 
@@ -82,25 +79,15 @@ class Machine:
         self.table = Table(peer_id, config, seed=seed, entries=entries)
         self.is_complete = entries is not None  # holds what its contacts held when it came
         self.has_tried = False  # to join, in vain
-        self.partners: list[PeerId] = []
         self._is_watcher = is_watcher
         self._random = Random(seed + 1)
-        self._position = int.from_bytes(subject_of(peer_id)[:8], "big")
-        self._watched: list[PeerId] = []
-        self._ring_version = -1
-        self._round: list[PeerId] = []  # whom to call next
-        self._misses: dict[PeerId, int] = {}
+        self.neighbours = self._new_neighbours()
         self._accused: dict[PeerId, int] = {}  # by us, as of this sequence
         self._hot: dict[int, Item] = {}  # what we learned lately, the oldest first
         self._hot_until: deque[tuple[float, int]] = deque()
         self._fresh: list[Item] = []  # of our own, that nobody has been told of yet
-        self._offers: dict[int, PeerId] = {}  # ids of news that others have and we lack
-        self._was_offer = False
-        self._contacts: list[PeerId] = []  # met outside of the table
-        self._waiting: set[PeerId] = set()  # for their answer to a tick's call
         self._num_pending = 0  # a newcomer's calls under way
         self._reconcile_at = 0.0
-        self._rotate_at = 0.0
         own = self.table.member(peer_id)
         self._renew_at = 0.0 if own is None else self._renewal(own)
         self._refute_at = 0.0
@@ -111,16 +98,17 @@ class Machine:
 
     def meet(self, peer_id: PeerId) -> None:
         """A peer was met elsewhere: the way in of a newcomer, and between two swarms."""
-        if peer_id != self.peer_id and peer_id not in self._contacts:
-            self._contacts.append(peer_id)
-            del self._contacts[:-MAX_CONTACTS]
+        self.neighbours.meet(peer_id)
+
+    def _new_neighbours(self) -> Neighbours:
+        return Neighbours(self.table, self.config, self._random, is_watcher=self._is_watcher)
 
     def join(self, now: float) -> list[Effect]:
         """Ask peers met elsewhere for the ids of all that they hold."""
-        num = min(self.config.num_contacts, len(self._contacts))
+        num = min(self.config.num_contacts, len(self.neighbours.contacts))
         if num == 0:
             return []
-        chosen = self._random.sample(self._contacts, num)
+        chosen = self._random.sample(self.neighbours.contacts, num)
         self._num_pending = num
         self._reconcile_at = now + self.config.reconcile_s
         news = self._own_records()
@@ -133,10 +121,10 @@ class Machine:
         """A record of our own, or one to be told again: tell neighbours and the key's keepers."""
         if item.is_member and item.author == self.peer_id:
             self._renew_at = self._renewal(item)
-        self._look_around(now)
+        self.neighbours.look_around(now)
         if not self._believe(item, now):
             return []
-        neighbours = dict.fromkeys((*self._neighbours(), *self.keepers(item.key)))
+        neighbours = dict.fromkeys((*self.neighbours.all(), *self.neighbours.keepers(item.key)))
         if not neighbours:
             self._fresh.append(item)  # for the first that there will be
             return []
@@ -150,7 +138,7 @@ class Machine:
         self._ticked_at = now
         self.table.expire(now)
         self._cool(now)
-        self._look_around(now)
+        self.neighbours.look_around(now)
         effects: list[Effect] = []
         if self._is_watcher and now >= self._renew_at:
             self._renew_at = now + self.config.refute_s  # until it is signed
@@ -159,15 +147,14 @@ class Machine:
             effects += self.join(now)
         if self._num_pending:  # the table comes first
             return effects
-        target, want = self._next_target()
+        target = self.neighbours.next_target()
         if target is not None:
-            self._waiting.add(target)
-            effects.append(Call(target, self._exchange(target, want, now)))
+            effects.append(Call(target[0], self._exchange(*target, now)))
         return effects
 
     def on_ask(self, caller: PeerId, ask: Ask, now: float) -> tuple[Told, list[Effect]]:
         """A peer asks: what to answer, and what else to do."""
-        self._misses.pop(caller, None)
+        self.neighbours.heard(caller)
         effects = self._take(ask.news, now)
         if ask.sums is not None:
             effects += self._present(caller, ask)
@@ -179,7 +166,7 @@ class Machine:
         for key in ask.find:
             news += self.table.find(key)
         if ask.is_exchange:
-            self._note_offers(caller, ask)
+            self.neighbours.note_offers(caller, ask.have)
             known = set(ask.have)
             known.update(item.id for item in ask.news)
             news += [item for item_id, item in self._hot.items() if item_id not in known]
@@ -192,8 +179,7 @@ class Machine:
 
     def on_told(self, call: Call, told: Told, now: float) -> list[Effect]:
         """A peer has answered."""
-        self._misses.pop(call.peer_id, None)
-        self._waiting.discard(call.peer_id)
+        self.neighbours.answered(call.peer_id)
         effects = self._take(told.news, now)
         if call.share >= 0:
             self._num_pending -= 1
@@ -210,55 +196,19 @@ class Machine:
 
     def on_failure(self, call: Call, now: float) -> list[Effect]:
         """A peer did not answer."""
-        peer_id = call.peer_id
-        self._waiting.discard(peer_id)
         if call.share >= 0:
             self._num_pending -= 1
             self.has_tried = self.has_tried or self._num_pending == 0
             if self._num_pending == 0 and self.table.num_members > 1:
                 self.is_complete = True  # the rest comes by reconciling
-        if peer_id in self._contacts and self.table.num_members > 1:
-            self._contacts.remove(peer_id)
         self._fresh.extend(
             item for item in call.ask.news if item.id in self._hot and item not in self._fresh
         )
-        self._misses[peer_id] = self._misses.get(peer_id, 0) + 1
-        if self._misses[peer_id] < self.config.num_misses:
-            return []
-        self._misses.pop(peer_id)
-        if peer_id in self.partners:
-            self.partners.remove(peer_id)
-        return self._accuse(peer_id)
+        return self._accuse(call.peer_id) if self.neighbours.missed(call.peer_id) else []
 
     def leave(self) -> list[PeerId]:
         """Whom to tell that this peer goes."""
-        return self._neighbours()
-
-    # Questions of the driver.
-
-    def keepers(self, key: str) -> list[PeerId]:
-        """The peers that hear first of a key's records: those behind its place on the ring."""
-        position = key_position(key)
-        found = islice(self.table.after(position), self.config.num_watched + 1)
-        others = [item.author for item in found if item.author != self.peer_id]
-        return others[: self.config.num_watched]
-
-    def whom_to_ask(self, key: str, tried: Collection[PeerId]) -> list[PeerId]:
-        """Three peers that may know what this table lacks: its keepers, then any others."""
-        excluded = {self.peer_id, *tried}
-        chosen = [peer for peer in self.keepers(key) if peer not in excluded]
-        if len(chosen) >= self.config.num_contacts:
-            return chosen
-        for _ in range(4 * self.config.num_contacts):
-            item = self.table.random_member(self._random)
-            if item is None:
-                break
-            if item.author not in excluded and item.author not in chosen:
-                chosen.append(item.author)
-            if len(chosen) == self.config.num_contacts:
-                return chosen
-        others = [peer for peer in self._contacts if peer not in excluded and peer not in chosen]
-        return (chosen + others)[: self.config.num_contacts]
+        return self.neighbours.all()
 
     # Within.
 
@@ -268,11 +218,10 @@ class Machine:
         self._random.shuffle(known)
         self._seed += 1
         self.table = Table(self.peer_id, self.config, seed=self._seed)
-        self.partners, self._watched, self._round, self._fresh = [], [], [], []
+        self.neighbours = self._new_neighbours()
+        self._fresh.clear()
         self._hot.clear()
         self._hot_until.clear()
-        self._misses.clear()
-        self._waiting.clear()
         for peer_id in known[:MAX_CONTACTS]:
             self.meet(peer_id)
         self.is_complete = False
@@ -287,9 +236,6 @@ class Machine:
     def _own_records(self) -> tuple[Item, ...]:
         own = self.table.member(self.peer_id)
         return (own,) if own is not None else ()
-
-    def _neighbours(self) -> list[PeerId]:
-        return list(dict.fromkeys((*self._watched, *self.partners)))
 
     def _believe(self, item: Item, now: float) -> bool:
         """Take an item into the table and among the news."""
@@ -327,43 +273,6 @@ class Machine:
         while self.table.lost and self.table.lost[0].expires_at <= now:
             self.table.lost.popleft()
 
-    def _look_around(self, now: float) -> None:
-        """Keep neighbours: those before us on the ring, and a random choice of all."""
-        if self._ring_version != self.table.ring_version:
-            self._ring_version = self.table.ring_version
-            if self._is_watcher:
-                watched = self.table.watched_by(self._position, self.config.num_watched)
-                self._watched = [item.author for item in watched]
-            self.partners = [peer for peer in self.partners if self.table.member(peer)]
-        if now >= self._rotate_at:
-            # The first time for all at once would be a burst.
-            self._rotate_at = now + self.config.rotate_s * self._random.uniform(0.5, 1.0)
-            del self.partners[:1]
-        for _ in range(2 * self.config.num_partners):
-            if len(self.partners) >= self.config.num_partners:
-                break
-            item = self.table.random_member(self._random)
-            if item is not None and item.author not in self.partners:
-                self.partners.append(item.author)
-
-    def _next_target(self) -> tuple[PeerId | None, tuple[int, ...]]:
-        """Whom to call, and what to ask of it."""
-        for peer_id in self._watched:
-            if self._misses.get(peer_id) and peer_id not in self._waiting:
-                return peer_id, ()  # is it dead? ask again soon
-        offer = self._best_offer()
-        if offer is not None:
-            return offer
-        if not self._round:
-            self._round = self._neighbours()
-            self._random.shuffle(self._round)
-            self._round += self._strangers()
-        while self._round:
-            target = self._round.pop(0)
-            if target not in self._waiting:
-                return target, ()
-        return None, ()
-
     def _present(self, caller: PeerId, ask: Ask) -> list[Effect]:
         """A newcomer's first question: tell its keepers, whom it cannot know yet, that it is here.
 
@@ -372,48 +281,19 @@ class Machine:
         if any(ask.have) or not any(item.author == caller for item in ask.news):
             return []
         told = Ask(is_exchange=False, news=ask.news[:1])
-        keepers = self.keepers(member_key(caller))
+        keepers = self.neighbours.keepers(member_key(caller))
         return [Call(peer_id, told) for peer_id in keepers if peer_id != caller]
-
-    def _note_offers(self, caller: PeerId, ask: Ask) -> None:
-        """A caller has news that we lack: our next call goes to it."""
-        for item_id in ask.have:
-            if len(self._offers) < MAX_OFFERS and self.table.lacks(item_id):
-                self._offers[item_id] = caller
-
-    def _best_offer(self) -> tuple[PeerId, tuple[int, ...]] | None:
-        """At most every other call follows an offer: a liar cannot have all of them."""
-        offers = {i: p for i, p in self._offers.items() if self.table.lacks(i)}
-        self._offers.clear()
-        self._was_offer = bool(offers) and not self._was_offer
-        if not self._was_offer:
-            self._offers = offers
-            return None
-        peer_id = self._random.choice(list(offers.values()))
-        if peer_id in self._waiting:
-            return None
-        return peer_id, tuple(i for i, p in offers.items() if p == peer_id)[:MAX_WANT]
 
     def _introduce(self, now: float) -> list[Effect]:
         """A newcomer that is complete tells its neighbours of itself."""
-        self._look_around(now)
+        self.neighbours.look_around(now)
         news = self._own_records()
         if not news:
             return []
         self._fresh = [item for item in self._fresh if item is not news[0]]
         ask = Ask(have=tuple(self._hot)[-MAX_HAVE:], news=news)
-        told = dict.fromkeys((*self._neighbours(), *self.keepers(news[0].key)))
+        told = dict.fromkeys((*self.neighbours.all(), *self.neighbours.keepers(news[0].key)))
         return [Call(peer_id, ask) for peer_id in told]
-
-    def _strangers(self) -> list[PeerId]:
-        """One that was taken for dead, and one met elsewhere that is not in the table."""
-        chosen = []
-        if self.table.lost and self._random.random() < LOST_SHARE:
-            chosen.append(self._random.choice(self.table.lost).author)
-        unknown = [peer for peer in self._contacts if self.table.member(peer) is None]
-        if unknown:
-            chosen.append(self._random.choice(unknown))
-        return chosen
 
     def _exchange(self, target: PeerId, want: tuple[int, ...], now: float) -> Ask:
         sums = None
@@ -438,7 +318,7 @@ class Machine:
         theirs = set(told.ids)
         lacking = [item_id for item_id in told.ids if self.table.lacks(item_id)]
         if call.share >= 0:  # a newcomer takes a part of the table from each of its contacts
-            num = min(self.config.num_contacts, max(1, len(self._contacts)))
+            num = min(self.config.num_contacts, max(1, len(self.neighbours.contacts)))
             lacking = [item_id for item_id in lacking if item_id % num == call.share % num]
         surplus = [item for item in self.table.in_buckets(told.buckets) if item.id not in theirs]
         if call.share < 0 and max(len(lacking), len(surplus)) > MAX_NEWS:
@@ -467,7 +347,7 @@ class Machine:
 
     def _accuse(self, peer_id: PeerId) -> list[Effect]:
         accused = self.table.member(peer_id)
-        if accused is None or peer_id not in self._watched:
+        if accused is None or peer_id not in self.neighbours.watched:
             return []
         seq = accused.record.sequence
         if self._accused.get(peer_id) == seq:

@@ -125,7 +125,7 @@ class Registry:
         """
         tried: list[PeerId] = []
         for _ in range(MAX_FIND_ROUNDS):
-            peers = [] if self.find_here(key) else self.machine.whom_to_ask(key, tried)
+            peers = [] if self.find_here(key) else self.machine.neighbours.whom_to_ask(key, tried)
             tried += peers
             ask = Ask(is_exchange=False, find=(key,))
             pending = {asyncio.create_task(self._call(Call(peer, ask))) for peer in peers}
