@@ -319,9 +319,7 @@ async def _play(
         for task in (watching, *(task for hostile in outcome.hostile for task in hostile.tasks)):
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-    for peer in swarm.peers.values():
-        transport = swarm.memory.transports[peer.peer_id]
-        await transport.close()
+    await swarm.close()
     gc.collect()  # an exception that nobody looked at is told when its task is forgotten
     return outcome
 

@@ -24,6 +24,7 @@ from zoonet.averaging.messages import (
     Attempt,
     Beat,
     Done,
+    Explained,
     Failed,
     Ready,
     Round,
@@ -359,7 +360,8 @@ def test_one_that_talks_without_an_end_holds_up_nobody() -> None:
                     hostile.ready(),
                     Done(slots=((0, 1),) * 1000),
                     Failed(number=2**60, missing=("x",) * 256),
-                    Voted(number=2**60, result=bytes(32), slices=(bytes(32),) * 256),
+                    Voted(number=2**60, result=bytes(32)),
+                    Explained(number=2**60, slices=(bytes(32),) * 256),
                 )
             ]
             while True:

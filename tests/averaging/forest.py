@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.averaging.makers import peer, shares
 from tests.averaging.swarm import JOB_ID, identity_of
-from zoonet.averaging.allreduce import AttemptFailed, Mean, TreeAllReduce
+from zoonet.averaging.allreduce import AttemptFailed, TreeAllReduce
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.payload import make_payload
 from zoonet.averaging.plan import Plan, Tree, num_chunks, repair
@@ -103,13 +103,17 @@ class Forest:
             if name in self.vectors:
                 await self.reducers[name].commit(self.vectors[name])
 
-    async def average(self, name: str, attempt: Attempt | None = None) -> Mean | AttemptFailed:
+    async def average(
+        self, name: str, attempt: Attempt | None = None
+    ) -> np.ndarray | AttemptFailed:
         try:
             return await self.reducers[name].average(attempt or self.attempt)
         except AttemptFailed as error:
             return error
 
-    async def average_all(self, attempt: Attempt | None = None) -> dict[str, Mean | AttemptFailed]:
+    async def average_all(
+        self, attempt: Attempt | None = None
+    ) -> dict[str, np.ndarray | AttemptFailed]:
         names = [name for name in self.reducers if peer(name) in self.memory.transports]
         found = await asyncio.gather(*(self.average(name, attempt) for name in names))
         return dict(zip(names, found, strict=True))

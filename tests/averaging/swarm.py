@@ -144,6 +144,7 @@ class Peer:
     participant: Participant
     phases: list[str]
     certificates: list[Certificate]
+    averager: TreeAllReduce
     task: asyncio.Task[None] | None = None
 
     @property
@@ -189,7 +190,7 @@ class Swarm:
             ParticipantEvents(self._founders, phases.append, on_round),
         )
         await participant.serve()
-        peer = Peer(identity, replica, participant, phases, certificates)
+        peer = Peer(identity, replica, participant, phases, certificates, averager)
         self.peers[name] = peer
         for other in self.peers.values():
             self._gossip(other)
@@ -214,7 +215,14 @@ class Swarm:
         assert peer.task is not None
         peer.task.cancel()
         await asyncio.gather(peer.task, return_exceptions=True)
+        await peer.averager.close()
         return peer
+
+    async def close(self) -> None:
+        """Let go of what the peers still hold."""
+        for peer in self.peers.values():
+            await peer.averager.close()
+            await self.memory.transports[peer.peer_id].close()
 
     async def until(self, condition, *, within_s: float = 600.0) -> None:
         async with asyncio.timeout(within_s):

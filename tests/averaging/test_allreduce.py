@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.averaging.forest import Forest
 from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
-from zoonet.averaging.allreduce import AttemptFailed, Mean
+from zoonet.averaging.allreduce import AttemptFailed
 from zoonet.crypto import PeerId
 from zoonet.errors import ZoonetError
 from zoonet.exact import weighted_mean
@@ -27,17 +27,16 @@ UNEVEN = (("ada", "bob", "cyd"), ("dan", "eve"), ("fay",))
 SHAPES = [(("ada",),), FLAT, TWO_BY_TWO, LONE, UNEVEN]
 
 
-def means(found: dict[str, Mean | AttemptFailed]) -> dict[str, np.ndarray]:
+def means(found: dict[str, np.ndarray | AttemptFailed]) -> dict[str, np.ndarray]:
     for name, mean in found.items():
-        assert isinstance(mean, Mean), f"{name}: {mean}"
-    return {name: mean.mean_P for name, mean in found.items() if isinstance(mean, Mean)}
+        assert isinstance(mean, np.ndarray), f"{name}: {mean}"
+    return {name: mean for name, mean in found.items() if isinstance(mean, np.ndarray)}
 
 
-def only_one_of(found: dict[str, Mean | AttemptFailed]) -> np.ndarray:
+def only_one_of(found: dict[str, np.ndarray | AttemptFailed]) -> np.ndarray:
     """The mean, which has to be the same bits for everyone."""
     by_name = means(found)
     assert len({mean_P.tobytes() for mean_P in by_name.values()}) == 1
-    assert len({mean.slices for mean in found.values() if isinstance(mean, Mean)}) == 1
     return next(iter(by_name.values()))
 
 
@@ -118,7 +117,7 @@ def test_one_that_comes_late_is_waited_for() -> None:
         forest = Forest(*FLAT)
         await forest.serve()
 
-        async def late() -> Mean | AttemptFailed:
+        async def late() -> np.ndarray | AttemptFailed:
             await asyncio.sleep(3.0)
             return await forest.average("dan")
 
@@ -141,7 +140,7 @@ class Deaf:
 
 
 async def first_failure(
-    running: dict[str, asyncio.Task[Mean | AttemptFailed]],
+    running: dict[str, asyncio.Task[np.ndarray | AttemptFailed]],
 ) -> AttemptFailed | None:
     """Wait until one fails, as a coordinator does, or until all are done; end the others."""
     pending = set(running.values())
@@ -235,6 +234,23 @@ def test_an_owner_that_has_added_up_its_site_may_become_the_root_of_it(
         second = forest.without(*victims)
         found = await asyncio.gather(*(forest.average(name, second) for name in survivors))
         only_one_of(dict(zip(survivors, found, strict=True)))
+        await forest.close()
+
+    run(main())
+
+
+def test_digests_of_slices_are_the_same_for_everyone_and_differ_where_a_mean_does() -> None:
+    async def main() -> None:
+        forest = Forest(*TWO_BY_TWO)
+        await forest.serve()
+        mean_P = only_one_of(await forest.average_all())
+        reducers = [forest.reducers[name] for name in forest.names]
+        digests = [await reducer.slice_digests(0) for reducer in reducers]
+        assert len(set(digests)) == 1 and len(digests[0]) == 4
+        assert await reducers[0].slice_digests(1) == ()
+        mean_P[0] += 1.0  # of the first peer's buffer
+        changed = await forest.reducers["ada"].slice_digests(0)
+        assert sum(a != b for a, b in zip(changed, digests[0], strict=True)) == 1
         await forest.close()
 
     run(main())

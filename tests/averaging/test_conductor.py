@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.averaging.makers import empty_chain, peer, peers, plan_after
 from zoonet.averaging.conductor import (
+    AskWhy,
     Conductor,
     GiveUp,
     Order,
@@ -53,12 +54,15 @@ def gave_up(orders: list[Order], why: str) -> GiveUp:
     return order
 
 
-def voted(
-    lead: Conductor, name: str, now: float, *, result: bytes = SAME, slices: str = ""
-) -> list[Order]:
+def explained(lead: Conductor, name: str, now: float, forms: str) -> list[Order]:
     assert lead.attempt is not None
-    digests = tuple(form.encode() * 32 for form in slices)
-    said = Voted(number=lead.attempt.number, result=result, slices=digests)
+    digests = tuple(form.encode() * 32 for form in forms)
+    return lead.on_explained(peer(name), lead.attempt.number, digests, now)
+
+
+def voted(lead: Conductor, name: str, now: float, *, result: bytes = SAME) -> list[Order]:
+    assert lead.attempt is not None
+    said = Voted(number=lead.attempt.number, result=result)
     return lead.on_voted(peer(name), said, now)
 
 
@@ -282,7 +286,9 @@ def test_votes_that_make_no_certificate_end_the_round_and_name_who_differs() -> 
     voted(lead, "ada", 6.0)
     voted(lead, "bob", 6.0, result=OTHER)
     assert lead.on_time(6.0 + PATIENCE.certify_s) == []
-    order = gave_up(lead.on_time(6.1 + PATIENCE.certify_s), "different results")
+    assert lead.on_time(6.1 + PATIENCE.certify_s) == [AskWhy(0)]
+    assert lead.on_time(6.1 + PATIENCE.certify_s + PATIENCE.report_s) == []
+    order = gave_up(lead.on_time(6.2 + PATIENCE.certify_s + PATIENCE.report_s), "different results")
     assert order.suspects == {peer("bob")}
 
 
@@ -292,8 +298,11 @@ def test_a_slice_in_two_forms_costs_its_reducer_and_the_round_goes_on() -> None:
     liar = order.index(peer("dan"))
     usual, other = "wwww", "".join("x" if at == liar else "w" for at in range(4))
     for name, forms in (("ada", usual), ("bob", usual), ("cyd", other), ("dan", other)):
-        voted(lead, name, 6.0, result=SAME if forms == usual else OTHER, slices=forms)
-    attempt = started(lead.on_time(6.1 + PATIENCE.certify_s))
+        voted(lead, name, 6.0, result=SAME if forms == usual else OTHER)
+    assert lead.on_time(6.1 + PATIENCE.certify_s) == [AskWhy(0)]
+    for name, forms in (("ada", usual), ("bob", usual), ("cyd", other)):
+        assert explained(lead, name, 9.2, forms) == []
+    attempt = started(explained(lead, "dan", 9.3, other))
     assert attempt.contributors == peers("ada", "bob", "cyd")
 
 

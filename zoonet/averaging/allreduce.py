@@ -9,7 +9,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -42,17 +41,6 @@ class AttemptFailed(RoundFailed):
     """An attempt that cannot be finished because of `missing`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mean:
-    """What an attempt came to: the mean (P,), and digests of its slices by contributor.
-
-    The mean stays as it is until the next round's first attempt.
-    """
-
-    mean_P: Vector
-    slices: tuple[bytes, ...]
-
-
 class Averager(Protocol):
     """The seam of the data plane: how an attempt's contributions become one mean."""
 
@@ -67,11 +55,19 @@ class Averager(Protocol):
         """What this peer knows of its links, for the next plan."""
         ...
 
-    async def average(self, attempt: Attempt) -> Mean:
-        """Return the mean of all contributions, weighted by their number of slots.
+    async def average(self, attempt: Attempt) -> Vector:
+        """Return the mean (P,) of all contributions, weighted by their number of slots.
 
-        Raises AttemptFailed, naming who is missing. Safe to cancel: the next attempt of the same
-        round goes on with what has been averaged.
+        It stays as it is until the next round's first attempt. Raises AttemptFailed, naming who
+        is missing. Safe to cancel: the next attempt of the same round goes on with what has been
+        averaged.
+        """
+        ...
+
+    async def slice_digests(self, number: int) -> tuple[bytes, ...]:
+        """Digests of what each contributor of that attempt has averaged, as it came here.
+
+        Empty where the attempt is not the newest one, or not finished.
         """
         ...
 
@@ -128,7 +124,15 @@ class TreeAllReduce:
 
     # --- one attempt --------------------------------------------------------------------------
 
-    async def average(self, attempt: Attempt) -> Mean:
+    async def slice_digests(self, number: int) -> tuple[bytes, ...]:
+        """See `Averager.slice_digests`."""
+        reduction = self._reduction
+        if reduction is None or not reduction.is_complete or reduction.attempt.number != number:
+            return ()
+        mean_P = reduction.assembled()
+        return await _compute(mean_P.nbytes, lambda: reduction.slice_digests(mean_P))
+
+    async def average(self, attempt: Attempt) -> Vector:
         """See `Averager.average`."""
         reduction = self._reduction_of(attempt)
         began = self._loop.time()
@@ -139,9 +143,7 @@ class TreeAllReduce:
         await _compute(4 * self._num_parameters, lambda: reduction.adopt(attempt))
         await self._finished(reduction, began)
         self._lateness.succeed()
-        mean_P = reduction.assembled()
-        slices = await _compute(mean_P.nbytes, lambda: reduction.slice_digests(mean_P))
-        return Mean(mean_P, slices)
+        return reduction.assembled()
 
     def _reduction_of(self, attempt: Attempt) -> Reduction:
         reduction = self._reduction

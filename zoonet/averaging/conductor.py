@@ -40,6 +40,13 @@ class StartAttempt:
 
 
 @dataclass(frozen=True, slots=True)
+class AskWhy:
+    """Order: results differ; ask every follower for the digests of its slices."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class GiveUp:
     """Order: end the round in this view. `suspects` kept it from its certificate."""
 
@@ -47,7 +54,7 @@ class GiveUp:
     suspects: frozenset[PeerId] = frozenset()
 
 
-Order = StopTraining | StartAttempt | GiveUp
+Order = StopTraining | StartAttempt | AskWhy | GiveUp
 
 
 @dataclass(slots=True)
@@ -80,6 +87,8 @@ class Conductor:
     votes: dict[PeerId, Voted] = field(default_factory=dict)
     my_vote: float = 0.0
     all_voted: float | None = None
+    asked: float | None = None  # since when it is to be found out why results differ
+    slices: dict[PeerId, tuple[bytes, ...]] = field(default_factory=dict)
 
     # --- events -------------------------------------------------------------------------------
 
@@ -133,6 +142,14 @@ class Conductor:
         self.votes[peer] = voted
         if self.all_voted is None and self._live() <= set(self.votes):
             self.all_voted = now
+        return self.on_time(now)
+
+    def on_explained(
+        self, peer: PeerId, number: int, slices: tuple[bytes, ...], now: float
+    ) -> list[Order]:
+        """A follower says in what form it got each contributor's slice."""
+        if self.attempt is not None and number == self.attempt.number and peer in self.votes:
+            self.slices.setdefault(peer, slices)
         return self.on_time(now)
 
     def on_time(self, now: float) -> list[Order]:
@@ -219,8 +236,14 @@ class Conductor:
             self.all_voted = now
         if now - self.all_voted <= self.patience.certify_s:
             return []
-        votes = {peer: voted.slices for peer, voted in self.votes.items()}
-        pairs = differing(votes, attempt.contributors)
+        if len({vote.result for vote in self.votes.values()}) > 1:
+            if self.asked is None:
+                self.asked = now
+                return [AskWhy(attempt.number)]
+            waited_s = now - self.asked
+            if not self.votes.keys() <= self.slices.keys() and waited_s <= self.patience.report_s:
+                return []
+        pairs = differing(self.slices, attempt.contributors)
         if pairs and to_leave_out(pairs, self.me) & set(attempt.contributors):
             self.pairs |= pairs
             return self._next_attempt(now)
@@ -254,7 +277,8 @@ class Conductor:
         self.told = set()
         self.first_report = None
         self.votes = {}
-        self.all_voted = None
+        self.all_voted = self.asked = None
+        self.slices = {}
         return [StartAttempt(self.attempt)]
 
     def _make_attempt(self, number: int, contributions: tuple[Share, ...]) -> Attempt:

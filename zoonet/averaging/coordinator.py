@@ -12,6 +12,7 @@ import msgspec
 from msgspec import msgpack
 
 from zoonet.averaging.conductor import (
+    AskWhy,
     Conductor,
     GiveUp,
     Order,
@@ -27,6 +28,8 @@ from zoonet.averaging.messages import (
     Beat,
     Busy,
     Done,
+    Explain,
+    Explained,
     Failed,
     FromCoordinator,
     Planned,
@@ -293,6 +296,9 @@ class Coordinator:
                         len(attempt.contributions),
                     )
                     self._tell_all(Start(attempt=attempt))
+                case AskWhy(number):
+                    log.info("results differ; asking why attempt=%d", number)
+                    self._tell_all(Explain(number=number))
                 case GiveUp(reason, suspects):
                     raise RoundFailed(reason, missing=suspects)
 
@@ -411,6 +417,8 @@ class Coordinator:
                 return conductor.on_failed(peer, number, missing, now)
             case Voted():
                 return conductor.on_voted(peer, message, now)
+            case Explained(number=number, slices=slices):
+                return conductor.on_explained(peer, number, slices, now)
             case _:
                 return []
 

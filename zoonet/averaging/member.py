@@ -20,6 +20,8 @@ from zoonet.averaging.messages import (
     Busy,
     Done,
     Elsewhere,
+    Explain,
+    Explained,
     Failed,
     FromCoordinator,
     FromMember,
@@ -199,6 +201,9 @@ class Member:
                     while not self._attempts.empty():
                         self._attempts.get_nowait()
                     self._attempts.put_nowait(attempt)
+                case Explain(number=number):
+                    slices = await self._averager.slice_digests(number)
+                    await self._say(stream, Explained(number=number, slices=slices))
                 case _:
                     continue
 
@@ -279,13 +284,13 @@ class Member:
     async def _follow_attempt(self, stream: Stream, attempt: Attempt) -> None:
         assert self.plan is not None
         try:
-            mean = await self._averager.average(attempt)
+            mean_P = await self._averager.average(attempt)
         except AttemptFailed as error:
             log.info("attempt=%d failed: %s", attempt.number, error)
             missing = tuple(sorted(error.missing))
             await self._say(stream, Failed(number=attempt.number, missing=missing))
             return
-        state = await self._replica.stage(mean.mean_P)
+        state = await self._replica.stage(mean_P)
         result = RoundResult(
             job_id=attempt.job_id,
             index=attempt.index,
@@ -297,5 +302,4 @@ class Member:
             state=state,
         )
         await self._events.on_staged(result)
-        voted = Voted(number=attempt.number, result=result.digest(), slices=mean.slices)
-        await self._say(stream, voted)
+        await self._say(stream, Voted(number=attempt.number, result=result.digest()))

@@ -174,15 +174,17 @@ class Failed(Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fie
 
 
 class Voted(Struct, frozen=True, kw_only=True, tag="voted", forbid_unknown_fields=True):
-    """Member: this attempt is finished here, and my vote for this result is out.
-
-    `slices` are digests of the mean's slices, by contributor: where results differ, they tell
-    whose slice it was that came in two forms.
-    """
+    """Member: this attempt is finished here, and my vote for this result is out."""
 
     number: Natural
     result: Digest
-    slices: Digests = ()
+
+
+class Explained(Struct, frozen=True, kw_only=True, tag="explained", forbid_unknown_fields=True):
+    """Member: the digests of what each contributor has averaged, as it came here."""
+
+    number: Natural
+    slices: Digests
 
 
 class Planned(Struct, frozen=True, kw_only=True, tag="planned", forbid_unknown_fields=True):
@@ -214,8 +216,14 @@ class Start(Struct, frozen=True, kw_only=True, tag="start", forbid_unknown_field
     attempt: Attempt
 
 
-FromMember = Ready | Beat | Done | Failed | Voted
-FromCoordinator = Planned | Elsewhere | Busy | Beat | Stop | Start
+class Explain(Struct, frozen=True, kw_only=True, tag="explain", forbid_unknown_fields=True):
+    """Coordinator: results differ; whose slice is it that came in two forms?"""
+
+    number: Natural
+
+
+FromMember = Ready | Beat | Done | Failed | Voted | Explained
+FromCoordinator = Planned | Elsewhere | Busy | Beat | Stop | Start | Explain
 
 _from_member = msgspec.msgpack.Decoder(FromMember, strict=True)
 _from_coordinator = msgspec.msgpack.Decoder(FromCoordinator, strict=True)
