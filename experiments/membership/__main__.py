@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import machine
-from experiments.membership.simulate import Simulation, World
+from experiments.membership.simulate import Simulation
+from experiments.membership.world import World
 from zoonet.membership.gossip import GossipConfig
 
 RESULTS: Final = Path(__file__).parent.parent / "results"

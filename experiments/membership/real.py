@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from experiments.membership.rival import LOOPBACK, NUM_GETS, interface_bytes
-from experiments.membership.simulate import Simulation, World, percentile
+from experiments.membership.simulate import Simulation
+from experiments.membership.world import World, percentile
 from zoonet.blocks import cid_of
 from zoonet.clock import SystemClock
 from zoonet.crypto import Identity
@@ -220,7 +221,7 @@ async def _kill(members: list[_Member]) -> float:
     for _ in range(min(NUM_KILLED, len(members) - 4)):
         victim = members.pop()
         # Deaf and dumb, as a process that is gone: no goodbye is said.
-        victim.registry.machine.leave = list  # type: ignore[method-assign,assignment]
+        victim.registry.machine.leave = list  # type: ignore[method-assign]
         victim.task.cancel()
         await asyncio.wait([victim.task])
         await victim.host.transport.serve("membership", _hang_up)

@@ -13,12 +13,13 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import psutil
 
 from experiments.membership.layered import Base, Layered
+from experiments.membership.lookup import Lookup
+from experiments.membership.world import Tally, World, percentile
 from zoonet.blocks import cid_of
 from zoonet.crypto import Identity, PeerId
 from zoonet.membership.gossip import (
@@ -27,7 +28,6 @@ from zoonet.membership.gossip import (
     Call,
     Effect,
     Gone,
-    GossipConfig,
     Item,
     Machine,
     MemberRecord,
@@ -41,47 +41,6 @@ from zoonet.records import Hardware, JobRecord, Signed, job_id_of, sign, verify
 START: Final = 1_800_000_000.0
 DEAD_DIAL_BYTES: Final = 300  # packets to a machine that does not answer
 SPREAD_AT_S: Final = (1, 2, 4, 8, 12, 16, 20, 24, 32, 40, 60)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What is simulated."""
-
-    num_peers: int = 1000
-    num_jobs: int = 100
-    warmup_s: float = 60.0
-    duration_s: float = 600.0
-    churn_per_h: float = 0.2  # share of peers that go in an hour; as many come
-    graceful: float = 0.5  # share of those that say goodbye
-    new_jobs_per_h: float = 60.0
-    lookups_per_s: float = 20.0
-    near_s: float = 0.005  # one-way delay between neighbours
-    far_s: float = 0.05  # added for each length of the unit square between two peers
-    loss: float = 0.01  # of messages, each way; a lost one costs the call
-    rate_bytes_per_s: float = 2.5e6
-    call_bytes: int = 900  # of a call on the wire, besides its payload
-    connect_bytes: int = 5000  # of a new connection
-    seed: int = 1
-    gossip: GossipConfig = field(default_factory=GossipConfig)
-
-
-@dataclass(slots=True)
-class Tally:
-    """What was measured after the warm-up."""
-
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    num_calls: int = 0
-    num_failed: int = 0
-    num_checks: int = 0
-    found_rounds: list[int] = field(default_factory=list)  # RTTs of each lookup; -1: not found
-    found_ms: list[float] = field(default_factory=list)
-    joined_ms: list[float] = field(default_factory=list)
-    joined_rtts: list[float] = field(default_factory=list)
-    spread: dict[int, list[float]] = field(default_factory=dict)  # share of peers that know
-    job_to_all_s: list[float] = field(default_factory=list)
-    forgotten_s: list[float] = field(default_factory=list)  # until 99 % dropped a dead peer
-    stale_shares: list[float] = field(default_factory=list)
 
 
 class SimPeer:
@@ -283,7 +242,7 @@ class Simulation:
     def _carry_out(self, peer: SimPeer, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Call):
-                self._call(peer, effect)
+                self.call(peer, effect)
             elif isinstance(effect, Renew):
                 item = self._member(peer.identity, self.now + self.world.gossip.lifetime_s)
                 self._carry_out(peer, peer.machine.publish(item, self.now))
@@ -292,7 +251,8 @@ class Simulation:
                 gone = _gone(peer.identity, record, int(self.now * 1000))
                 self._carry_out(peer, peer.machine.publish(gone, self.now))
 
-    def _call(self, peer: SimPeer, call: Call, on_end: Callable[[], None] | None = None) -> None:
+    def call(self, peer: SimPeer, call: Call, on_end: Callable[[], None] | None = None) -> None:
+        """Make a call: it is answered, or fails, in time; `on_end` is told either way."""
         world, tally = self.world, self.tally
         other = self.peers.get(call.peer_id)
         num_bytes = num_ask_bytes(call.ask) + world.call_bytes // 2
@@ -398,7 +358,7 @@ class Simulation:
         if is_graceful and own is not None:
             gone = _gone(peer.identity, own.record, int(self.now * 1000))
             for neighbour in peer.machine.leave():
-                self._call(peer, Call(neighbour, Ask(is_exchange=False, news=(gone,))))
+                self.call(peer, Call(neighbour, Ask(is_exchange=False, news=(gone,))))
         peer.is_alive = False
         if self.is_measuring and not is_graceful:
             for step in range(1, 60):
@@ -439,7 +399,7 @@ class Simulation:
             if self.now - target.started_at < 0.5:  # nobody has heard of it yet
                 return
             key = member_key(target.identity.peer_id)
-        _Lookup(self, asker, key).go_on()
+        Lookup(self, asker, key).go_on()
 
     def _watch_spreading(self, key: str, seconds: int) -> None:
         target = self.peers.get(PeerId(key.partition("/")[2]))
@@ -526,53 +486,6 @@ class Simulation:
         }
 
 
-class _Lookup:
-    """One peer looks for one key, as `Registry.find` does."""
-
-    def __init__(self, simulation: Simulation, asker: SimPeer, key: str) -> None:
-        self._simulation = simulation
-        self._asker = asker
-        self._key = key
-        self._began = simulation.now
-        self._num_rounds = 0
-        self._num_waiting = 0
-        self._tried: list[PeerId] = []
-        self._is_over = False
-
-    def go_on(self) -> None:
-        """Read the table; ask three more peers, at most twice."""
-        machine = self._asker.machine
-        if machine.table.find(self._key):
-            self._end(self._num_rounds)
-            return
-        if self._num_waiting:
-            return
-        peers = (
-            machine.neighbours.whom_to_ask(self._key, self._tried) if self._num_rounds < 3 else []
-        )
-        if not peers:
-            self._end(-1)
-            return
-        self._num_rounds += 1
-        self._tried += peers
-        self._num_waiting = len(peers)
-        ask = Ask(is_exchange=False, find=(self._key,))
-        for peer_id in peers:
-            self._simulation._call(self._asker, Call(peer_id, ask), self._heard)
-
-    def _heard(self) -> None:
-        self._num_waiting -= 1
-        self.go_on()
-
-    def _end(self, num_rounds: int) -> None:
-        if self._is_over:
-            return
-        self._is_over = True
-        tally = self._simulation.tally
-        tally.found_rounds.append(num_rounds)
-        tally.found_ms.append(1000 * (self._simulation.now - self._began))
-
-
 def _signed(identity: Identity, body: Any, sequence: int, expires_at: float) -> Item:
     return Item(sign(identity, body, sequence=sequence, expires_at=expires_at))
 
@@ -580,10 +493,3 @@ def _signed(identity: Identity, body: Any, sequence: int, expires_at: float) -> 
 def _gone(identity: Identity, record: Signed[Any], sequence: int) -> Item:
     body = Gone(subject=subject_of(record.author), seq=record.sequence)
     return _signed(identity, body, sequence, record.expires_at)
-
-
-def percentile(ordered: list[Any], percent: float) -> float:
-    """The value below which so many of the ordered values lie; 0 of none."""
-    if not ordered:
-        return 0.0
-    return float(ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))])

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from experiments.membership import __main__ as experiment
-from experiments.membership.simulate import Simulation, World
+from experiments.membership.simulate import Simulation
+from experiments.membership.world import World
 
 
 def test_the_smoke_run_writes_a_result_and_a_plot(
