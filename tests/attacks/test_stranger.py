@@ -157,24 +157,29 @@ def test_many_who_apply_and_never_come_cost_each_round_a_moment() -> None:
     assert outcome.took_s < 60
 
 
-def test_joiners_that_never_fetch_train_or_vote_cost_learned_times() -> None:
-    """Each is let in by a round, is awaited in the next one, and is then forgotten."""
+@pytest.mark.parametrize("num_joiners", [1, 6])
+@pytest.mark.parametrize("comes_in_time", [False, True])
+def test_joiners_that_never_fetch_train_or_vote_cost_learned_times(
+    num_joiners: int, *, comes_in_time: bool
+) -> None:
+    """Each is let in by a round, comes back for a moment, is planned with, and is gone again."""
 
     async def attack(hostile: Hostile) -> None:
         async def join_and_vanish() -> None:
             while True:
                 await hostile.apply()
+                turns = hostile.chain.turns if comes_in_time else hostile.chain.roster
                 for victim in hostile.victims:
                     await hostile.attend(
                         victim,
-                        hostile.ready(view=hostile.chain.roster.index(victim)),
+                        hostile.ready(view=turns.index(victim)),
                         lambda stream: asyncio.sleep(0.5),
                     )
 
         hostile.spawn(join_and_vanish())
 
-    outcome = as_strangers(attack, *SYBILS[:6])
-    assert outcome.took_s < 120
+    outcome = as_strangers(attack, *SYBILS[:num_joiners])
+    assert outcome.took_s < 60
 
 
 def test_joiners_that_stay_and_do_nothing_are_done_without() -> None:

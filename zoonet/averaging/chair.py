@@ -69,6 +69,7 @@ class Chair:
         self._leading: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._plans: list[Round] = []
+        self._lost_at: dict[PeerId, bytes] = {}  # members that went away, and after which head
         self._elsewhere = b""
         self._elsewhere_parent = b""
 
@@ -173,6 +174,19 @@ class Chair:
             log.info("round=%d view=%d given up: %s", seat.index, seat.view, error)
             for peer in error.missing:
                 self._suspects.note(PeerId(peer), str(error), self._now())
+            self._note_lost(coordinator.lost - error.missing, seat.parent)
+
+    def _note_lost(self, lost: frozenset[PeerId], parent: bytes) -> None:
+        """Whoever comes and goes away again costs a view once: the second time it is on purpose.
+
+        Once it may be this peer itself whose connections broke.
+        """
+        for peer in lost - {self._me}:
+            if self._lost_at.get(peer) == parent:
+                self._suspects.note(peer, "it has left the same round twice", self._now())
+        self._lost_at = dict.fromkeys(lost, parent) | {
+            peer: head for peer, head in self._lost_at.items() if head == parent
+        }
 
     def _leased(self) -> dict[PeerId, Ranges]:
         """Slots that recent plans leased, by peer: whose claims to have trained them are known."""

@@ -150,6 +150,11 @@ class Coordinator:
             for follower in self._followers.values():
                 follower.dismiss()
 
+    @property
+    def lost(self) -> frozenset[PeerId]:
+        """Members of the plan who came and are gone."""
+        return frozenset(self._conductor.lost) if self._conductor is not None else frozenset()
+
     def settle(self) -> None:
         """The round is certified: there is nothing left to decide."""
         self._is_settled = True
