@@ -93,6 +93,7 @@ class Hostile:
                 del self.swarm.peers[name]
                 peer.task.cancel()
                 self.tasks.add(peer.task)
+                self.spawn(peer.averager.close())
 
     async def tell(self, stream: Stream, *messages: msgspec.Struct) -> None:
         for message in messages:

@@ -28,6 +28,7 @@ from zoonet.transport import Lanes
 
 INLINE_BYTES: Final = 1024 * 1024  # arithmetic on less than this stays on the event loop
 TICK_S: Final = 0.1
+STALL_S: Final = 0.5  # after a tick that took so long, a machine was busy with something else
 ALIVE_S: Final = 0.25  # how often who waits for others says so
 BROKEN_S: Final = 0.15  # for a peer whose lane has ended to come back on another one
 NUM_KEPT_KEYS: Final = 64  # of rounds that are over, whose late chunks are no offence
@@ -194,18 +195,23 @@ class TreeAllReduce:
 
     async def _finished(self, reduction: Reduction, began: float) -> None:
         """Wait until the mean is here. Raises AttemptFailed."""
+        listened = ticked = began
         while True:
             self._changed.clear()
             if reduction.is_complete:
                 return
-            self._raise_if_missing(reduction, began)
+            now = self._loop.time()
+            if now - ticked > STALL_S:
+                listened = now  # this process itself has been away, and could hear nobody
+            ticked = now
+            self._raise_if_missing(reduction, began, listened)
             try:
                 async with asyncio.timeout(TICK_S):
                     await self._changed.wait()
             except TimeoutError:
                 continue
 
-    def _raise_if_missing(self, reduction: Reduction, began: float) -> None:
+    def _raise_if_missing(self, reduction: Reduction, began: float, listened: float) -> None:
         now = self._loop.time()
         with self._lock:
             broken = {peer for peer, since in self._broken.items() if now - since > BROKEN_S}
@@ -213,9 +219,9 @@ class TreeAllReduce:
         awaited = reduction.awaited()
         owing = {one.peer for one in awaited if one.num_come < one.num_all}
         refused = reduction.refused & contributors
-        silences = {peer: min(now - began, self._lanes.silent_s(peer)) for peer in owing}
+        silences = {peer: min(now - listened, self._lanes.silent_s(peer)) for peer in owing}
         silent = self._lateness.silent(silences)
-        begun = [one for one in awaited if silences.get(one.peer, 0.0) < now - began]
+        begun = [one for one in awaited if self._lanes.silent_s(one.peer) < now - began]
         late = self._lateness.late(begun, now - began)
         missing = (refused | (broken & owing) | silent | late) & contributors
         if missing:

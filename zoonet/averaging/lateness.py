@@ -10,6 +10,7 @@ from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 
 PATIENCE: Final = 4.0  # how many times as long as half of the others one may take
+ALONE: Final = 3.0  # how many times as long everybody together may be silent
 SPARE_S: Final = 5.0  # and this much longer: a slow link is no reason to work for nothing
 
 
@@ -39,7 +40,11 @@ class Lateness:
         """Of whom nothing has come for too long, by the seconds of silence of each."""
         self._longest_gap_s = max(self._longest_gap_s, *silences.values(), 0.0)
         limit_s = self._gaps.timeout_s
-        return {peer for peer, silence_s in silences.items() if silence_s > limit_s}
+        silent = {peer for peer, silence_s in silences.items() if silence_s > limit_s}
+        if len(silent) > 1 and len(silent) == len(silences):
+            # Who hears nobody at all should suspect its own machine first.
+            return {peer for peer in silent if silences[peer] > ALONE * limit_s}
+        return silent
 
     def late(self, awaited: Sequence[Awaited], elapsed_s: float) -> set[PeerId]:
         """Who takes far longer than half of the others, `elapsed_s` after the attempt began."""
