@@ -242,6 +242,7 @@ async def overtake(swarm: Swarm, name: str) -> Hostile:
     assert peer.task is not None
     peer.task.cancel()
     await asyncio.gather(peer.task, return_exceptions=True)
+    await peer.averager.close()
     transport = swarm.memory.transports[peer.peer_id]
     await transport.close()
     for stream in list(transport.streams):
