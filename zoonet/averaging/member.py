@@ -109,6 +109,7 @@ class Member:
         self._events = events
         self._attempts: asyncio.Queue[Attempt] = asyncio.Queue(1)  # the newest
         self._last_attempt: Attempt | None = None
+        self._explained: set[int] = set()  # attempts whose slices were told
         self._root = bytes(32)  # of what this peer has committed to
         self._lock = asyncio.Lock()
         self.plan: Round | None = None
@@ -201,7 +202,8 @@ class Member:
                     while not self._attempts.empty():
                         self._attempts.get_nowait()
                     self._attempts.put_nowait(attempt)
-                case Explain(number=number):
+                case Explain(number=number) if number not in self._explained:
+                    self._explained.add(number)
                     slices = await self._averager.slice_digests(number)
                     await self._say(stream, Explained(number=number, slices=slices))
                 case _:

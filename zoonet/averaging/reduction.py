@@ -113,6 +113,7 @@ class Reduction:
         self.attempt = attempt
         self.refused: set[PeerId] = set()
         self._me = attempt.plan.peers.index(me)
+        self._neighbours = frozenset(attempt.plan.sites[attempt.plan.site_of(self._me)])
         self._indices = {peer: index for index, peer in enumerate(self.peers)}
         self._payload = payload
         self._mean_P = mean_P
@@ -304,6 +305,9 @@ class Reduction:
             if not is_stale:
                 raise ProtocolViolation(self.peers[sender], "a chunk for another peer")
             return None
+        is_neighbour = sender in self._neighbours
+        if is_neighbour != (header.kind == Kind.PART):
+            raise ProtocolViolation(self.peers[sender], "a part for a sum, or a sum for a part")
         if self._has_mean(chunk) or sender in chunk.parts or self._is_added_up(chunk, sender):
             return None
         if header.kind == Kind.PART and sender not in self._commitments:
