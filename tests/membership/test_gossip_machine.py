@@ -6,6 +6,15 @@ from tests.contracts.networks import START, identity_of
 from tests.membership.gossip_makers import gone, job, machine_of, member, people
 from zoonet.crypto import Identity
 from zoonet.membership.gossip import Accuse, Ask, Call, GossipConfig, Machine, Renew, Told
+from zoonet.membership.gossip.entries import NUM_BUCKETS
+from zoonet.membership.gossip.messages import (
+    ID_BYTES,
+    MAX_IDS,
+    MAX_NEWS_BYTES,
+    MAX_PAGE_BYTES,
+    MAX_WANT,
+)
+from zoonet.transport import MAX_CALL_BYTES
 
 NOW = START
 
@@ -268,3 +277,9 @@ def test_the_same_seed_gives_the_same_calls() -> None:
         ]
 
     assert story() == story()
+
+
+def test_the_longest_answer_fits_into_a_call() -> None:
+    longest = MAX_IDS * ID_BYTES + NUM_BUCKETS + MAX_NEWS_BYTES
+    page = MAX_PAGE_BYTES + 3 * MAX_WANT + MAX_PAGE_BYTES // 200 * 3
+    assert max(longest, page) < 0.95 * MAX_CALL_BYTES

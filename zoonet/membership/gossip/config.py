@@ -12,8 +12,8 @@ from zoonet.membership.gossip.item import MemberRecord
 class TableLimits:
     """How much a table holds, whoever speaks. Raises ConfigError for what cannot hold anything."""
 
-    max_records: int = 40_000
-    max_bytes: int = 48 * 1024 * 1024
+    max_records: int = 65_536
+    max_bytes: int = 64 * 1024 * 1024
     max_author_bytes: int = 64 * 1024  # of one author: about 150 jobs
     max_accusation_bytes: int = 4096  # of one author: about 20 accusations that stand
 

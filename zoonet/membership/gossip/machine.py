@@ -175,7 +175,8 @@ class Machine:
         if ask.sums is not None:
             buckets = self.table.differing(ask.sums)
             ids = [item.id for item in self.table.in_buckets(buckets)][:MAX_IDS]
-        return Told(tuple(buckets), tuple(ids), _within(news, MAX_PAGE_BYTES)), effects
+        most = MAX_PAGE_BYTES if ask.sums is None else MAX_NEWS_BYTES  # the ids need room, too
+        return Told(tuple(buckets), tuple(ids), _within(news, most)), effects
 
     def on_told(self, call: Call, told: Told, now: float) -> list[Effect]:
         """A peer has answered."""
