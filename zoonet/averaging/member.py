@@ -109,7 +109,7 @@ class Member:
         self._events = events
         self._attempts: asyncio.Queue[Attempt] = asyncio.Queue(1)  # the newest
         self._last_attempt: Attempt | None = None
-        self._explained: set[int] = set()  # attempts whose slices were told
+        self._explained = -1  # the newest attempt whose slices were told
         self._root = bytes(32)  # of what this peer has committed to
         self._lock = asyncio.Lock()
         self.plan: Round | None = None
@@ -202,8 +202,8 @@ class Member:
                     while not self._attempts.empty():
                         self._attempts.get_nowait()
                     self._attempts.put_nowait(attempt)
-                case Explain(number=number) if number not in self._explained:
-                    self._explained.add(number)
+                case Explain(number=number) if number > self._explained:
+                    self._explained = number
                     slices = await self._averager.slice_digests(number)
                     await self._say(stream, Explained(number=number, slices=slices))
                 case _:
