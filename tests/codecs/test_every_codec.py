@@ -112,7 +112,7 @@ def test_nothing_is_written_behind_the_room_that_was_asked_for(one: Codec) -> No
 
 
 @every_codec
-@pytest.mark.parametrize("weight", [-0.5, np.nan, np.inf])
+@pytest.mark.parametrize("weight", [-1.5, 1e30, np.nan, np.inf, -np.inf])
 def test_a_weight_that_makes_no_sense_is_refused(one: Codec, weight: float) -> None:
     payload = encoded(one, made("normal", 300, 1))
     with pytest.raises(ValueError, match="weight"):

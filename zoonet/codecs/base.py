@@ -5,7 +5,6 @@ N = values of a chunk
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -66,7 +65,7 @@ class Codec(Protocol):
     ) -> None:
         """acc = weight * x, or acc += weight * x: two fp32 operations, each rounded.
 
-        Raises ValueError as `decode` does, and for a weight that is negative or not finite.
+        Raises ValueError as `decode` does, and for a weight that is not in -1 ... 1.
         """
         ...
 
@@ -106,8 +105,8 @@ def as_bytes(payload: Buffer) -> NDArray[np.uint8]:
 
 
 def require_weight(weight: np.float32) -> np.float32:
-    """Return the weight as fp32. Raises ValueError for a negative, infinite or NaN one."""
-    if not (math.isfinite(weight) and weight >= 0):
+    """Return the weight as fp32. Raises ValueError for one beyond -1 ... 1, and for NaN."""
+    if not -1 <= weight <= 1:
         raise ValueError(f"a weight of {weight}")
     return np.float32(weight)
 

@@ -45,6 +45,10 @@ _GAP_BITS: Final = 5
 _RUN: Final = 3
 _RUN_BITS: Final = 1
 _FAILED: Final = -1
+_SHORT: Final = 9  # ones with which a number still fits into 16 bits
+_LOG2: Final = np.zeros(19, np.int64)  # of a power of two up to 2 ** 16, by its rest mod 19
+for _power in range(17):
+    _LOG2[2**_power % 19] = _power
 
 
 @inlined
@@ -69,15 +73,20 @@ def _get(payload: Bytes, position: int, width: int) -> int:
 
 @inlined
 def _put_golomb(out: Bytes, position: int, number: int, m: int, bits: int) -> int:
-    """Golomb's code: number // m in ones and a zero, the rest in `bits` or one more."""
-    for _ in range(number // m):
+    """Golomb's code: number // m in ones and a zero, the rest in `bits` or one more.
+
+    One write, without a branch that depends on the number, unless it is a rare, long one.
+    """
+    ones = number // m
+    while ones > _SHORT:
         position = _put(out, position, 1, 1)
-    position = _put(out, position, 0, 1)
+        ones -= 1
     rest, cut = number % m, (2 << bits) - m
-    if rest < cut:
-        return _put(out, position, rest, bits)
-    position = _put(out, position, (rest + cut) >> 1, bits)
-    return _put(out, position, (rest + cut) & 1, 1)
+    raised = rest + cut
+    is_long = rest >= cut
+    code = (raised >> 1) | ((raised & 1) << bits) if is_long else rest
+    width = ones + 1 + bits + (1 if is_long else 0)
+    return _put(out, position, ((1 << ones) - 1) | (code << (ones + 1)), width)
 
 
 @inlined
@@ -85,19 +94,23 @@ def _get_golomb(payload: Bytes, position: int, limit: int, m: int, bits: int) ->
     """Read a number below `limit` and the position behind it; number -1 where there is none."""
     number = 0
     end = 8 * (payload.size - PADDING_BYTES)
-    while _get(payload, position, 1):
+    window = _get(payload, position, 16)
+    lowest_zero = ~window & (window + 1)
+    ones = int(_LOG2[lowest_zero % 19])
+    while ones > _SHORT:
         number += m
         position += 1
         if number >= limit or position >= end:
             return _FAILED, position
-    position += 1
+        window = _get(payload, position, 16)
+        lowest_zero = ~window & (window + 1)
+        ones = int(_LOG2[lowest_zero % 19])
     cut = (2 << bits) - m
-    rest = _get(payload, position, bits)
-    position += bits
-    if rest >= cut:
-        rest = 2 * rest + _get(payload, position, 1) - cut
-        position += 1
-    number += rest
+    rest = (window >> (ones + 1)) & ((1 << bits) - 1)
+    last = (window >> (ones + 1 + bits)) & 1
+    is_long = rest >= cut
+    number += ones * m + (2 * rest + last - cut if is_long else rest)
+    position += ones + 1 + bits + (1 if is_long else 0)
     if number >= limit or position > end:
         return _FAILED, position
     return number, position

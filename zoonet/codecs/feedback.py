@@ -5,10 +5,14 @@ N = values of a chunk
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from zoonet.codecs.base import Codec, require_chunk
 from zoonet.exact import Vector, require_vector
+
+_MINUS_ONE: Final = np.float32(-1)
 
 
 def encode_with_feedback(
@@ -28,7 +32,7 @@ def encode_with_feedback(
         raise ValueError(f"a decay of {decay}")
     wanted_N = np.add(delta_N, feedback_N)
     num_bytes = codec.encode(wanted_N, out)
-    codec.decode(out[:num_bytes], feedback_N)
-    np.subtract(wanted_N, feedback_N, out=feedback_N)
-    np.multiply(feedback_N, np.float32(decay), out=feedback_N)
+    # Adding -1 * x is to subtract x, to the bit, and touches only what was sent.
+    codec.accumulate(out[:num_bytes], _MINUS_ONE, wanted_N, is_first=False)
+    np.multiply(wanted_N, np.float32(decay), out=feedback_N)
     return num_bytes

@@ -138,7 +138,7 @@ def select(
             continue
         # At least k columns have a value of this size, so the k largest values do too.
         k = (bits.size + PLACES - 1) // PLACES
-        bound = max(_kth_largest(maxima, k, 18), int(_MIN_BITS))
+        bound = max(_kth_largest(maxima, k, 10), int(_MIN_BITS))
         count = _collect(magnitudes, bound, flags, hits, candidates)
         for i in range(count):
             sizes[i] = magnitudes[candidates[i]]
