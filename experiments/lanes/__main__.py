@@ -113,7 +113,7 @@ def main() -> None:
     rows = rows_of(measure(options.laps, options.mib << 20), options.mib << 20)
     result = {
         "question": "What do lanes cost next to bare TLS sockets?",
-        "command": "python -m experiments.lanes",
+        "command": f"python -m experiments.lanes --laps {options.laps} --mib {options.mib}",
         "laps": options.laps,
         "bytes": options.mib << 20,
         "machine": machine.facts(),
