@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size-mib", type=float, default=8)
     parser.add_argument("--rate-mbit", type=float, default=100)
     parser.add_argument("--rtt-ms", type=float, default=50)
-    parser.add_argument("--at", type=float, default=0.4, help="of a round, when the peer is lost")
+    parser.add_argument("--at", type=float, default=0.4, help="of a round, when it is lost")
     parser.add_argument("--give-up-s", type=float, default=60, help="of a disturbed round")
     options = parser.parse_args()
     if options.smoke:
@@ -117,7 +117,8 @@ class Session:
         prepared = await troupe.prepare(self.name)
         victim = faults.victim_of(role, self.bed.layout, prepared.coordinator)
         began = troupe.go(self.name, prepared)
-        await asyncio.sleep(began + self._options.at * calm.seconds - time.monotonic())
+        at = faults.LEAF_AT if role == "leaf" else self._options.at
+        await asyncio.sleep(began + at * calm.seconds - time.monotonic())
         faults.inflict(fault, self.bed, troupe, victim)
         survivors = set(troupe.actors) - {victim}
         disturbed = await troupe.finish(prepared, began, survivors, self._options.give_up_s)
@@ -148,6 +149,7 @@ def outcome_of(calm: Performance, disturbed: Performance, victim: int) -> dict[s
         "calm_num_digests": calm.num_digests,
         "contributors": disturbed.contributors,
         "is_victim_in": victim in disturbed.contributors,
+        "num_left_out": len(set(calm.contributors) - {victim} - set(disturbed.contributors)),
         "failures": disturbed.failures,
         "num_silent_partial": disturbed.num_wrong,
     }
@@ -167,11 +169,13 @@ def goals_of(runs: list[Run], cases: list[tuple[Fault, Role]]) -> list[Goal]:
         goals.append(Goal(f"{fault} {role}: + s", middle(found), GOAL_S[fault]))
     ours = [run for run in runs if run.contender == OURS and run.counts]
     lost = [len(run.more["failures"]) for run in ours]
+    left_out = [run.more["num_left_out"] for run in ours]
     partial = [run.num_wrong for run in ours]
     equal = [max(run.num_digests, run.more["calm_num_digests"]) == 1 for run in ours]
     goals += [
         Goal("silent partial averages", float(sum(partial)) if ours else None, 0.0),
         Goal("survivors without a mean", float(sum(lost)) if ours else None, 0.0),
+        Goal("survivors left out of a mean", float(sum(left_out)) if ours else None, 0.0),
         Goal("rounds with equal replicas", sum(equal) / len(equal) if ours else None, 1.0, False),
     ]
     return goals
@@ -181,7 +185,15 @@ def table_of(runs: list[Run], cases: list[tuple[Fault, Role]], names: tuple[str,
     """What a person reads."""
     table = Table(title="a peer lost in the middle of a round")
     left = ("lost", "contender")
-    for column in (*left, "undisturbed, s", "longer by, s", "no mean", "partial", "runs"):
+    for column in (
+        *left,
+        "undisturbed, s",
+        "longer by, s",
+        "no mean",
+        "left out",
+        "partial",
+        "runs",
+    ):
         table.add_column(column, justify="left" if column in left else "right")
     for fault, role in cases:
         for name in names:
@@ -194,6 +206,7 @@ def table_of(runs: list[Run], cases: list[tuple[Fault, Role]], names: tuple[str,
                 f"{calm.median:.2f}" if calm else "-",
                 results.seconds_cell(longer),
                 str(sum(len(run.more["failures"]) for run in counted)),
+                str(sum(run.more["num_left_out"] for run in counted)),
                 str(sum(run.num_wrong for run in counted)),
                 str(len(counted)),
             )

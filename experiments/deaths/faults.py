@@ -14,6 +14,7 @@ Role = Literal["leaf", "root", "gateway", "any", "coordinator"]
 FAULTS: Final[tuple[Fault, ...]] = get_args(Fault)
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 SLOWNESS: Final = 20.0
+LEAF_AT: Final = 0.1  # of a round: later on a leaf has sent everything, and its loss costs nothing
 # What a round may take longer than an undisturbed one.
 GOAL_S: Final[dict[Fault, float]] = {"reset": 0.5, "silent": 2.0, "frozen": 2.0, "slow": 2.0}
 

@@ -95,7 +95,12 @@ class Actor:
         mean_P = contender.result()
         cpu_s = time.process_time() - cpu_s
         judgement = vectors.judge(
-            mean_P, self._noise_P, contributors, self._round, contender.value_tolerance
+            mean_P,
+            self._noise_P,
+            contributors,
+            self._round,
+            contender.value_tolerance,
+            contender.also_allowed,
         )
         return {
             "is": "done",
@@ -106,6 +111,7 @@ class Actor:
             "is_right": judgement.is_right,
             "num_wrong_windows": judgement.num_wrong_windows,
             "num_wrong_values": judgement.num_wrong_values,
+            "num_fuller_windows": judgement.num_fuller_windows,
         }
 
     async def close(self) -> None:

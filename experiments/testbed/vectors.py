@@ -9,7 +9,8 @@ P = values of the vector, W = windows of it
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,7 @@ class Judgement:
 
     num_wrong_windows: int
     num_wrong_values: int
+    num_fuller_windows: int = 0  # that also hold somebody whom they may, but need not hold
 
     @property
     def is_right(self) -> bool:
@@ -62,19 +64,42 @@ def judge(
     contributors: Collection[int],
     round_number: int,
     value_tolerance: float = EXACT_TOLERANCE,
+    also_allowed: Collection[int] = (),
 ) -> Judgement:
-    """Say where `mean_P` is not the mean of these contributors' vectors of this round."""
-    tags = [tag_of(peer) for peer in contributors]
-    expected = sum(tags) / len(tags) + offset_of(round_number) if tags else float("nan")
+    """Say where `mean_P` is not the mean of these contributors' vectors of this round.
+
+    A window may also hold any of `also_allowed`: those who were lost after they had sent a part.
+    """
     excess_P = mean_P - noise_P
-    np.subtract(excess_P, np.float32(expected), out=excess_P)
-    sums_W = np.add.reduceat(excess_P, np.arange(0, excess_P.size, WINDOW), dtype=np.float64)
-    sizes_W = np.full(sums_W.size, WINDOW)
-    sizes_W[-1] = excess_P.size - WINDOW * (sums_W.size - 1)
-    off_W = ~(np.abs(sums_W / sizes_W) <= WINDOW_TOLERANCE)
+    starts_W = np.arange(0, excess_P.size, WINDOW)
+    sizes_W = np.diff(starts_W, append=excess_P.size)
+    means_W = np.add.reduceat(excess_P, starts_W, dtype=np.float64) / sizes_W
+    offset = offset_of(round_number)
+    tolerance_W = np.maximum(WINDOW_TOLERANCE, 4 * value_tolerance / np.sqrt(sizes_W))
+    expected_W = np.full(means_W.size, np.nan)
+    is_known_W, fuller_W = np.zeros(means_W.size, bool), np.zeros(means_W.size, bool)
+    for number, tags in enumerate(_allowed_tags(contributors, also_allowed)):
+        expected = sum(tags) / len(tags) + offset
+        fits_W = ~is_known_W & (np.abs(means_W - expected) <= tolerance_W)
+        expected_W[fits_W | np.isnan(expected_W)] = expected  # who fits nobody is held to the first
+        is_known_W |= fits_W
+        fuller_W |= fits_W & (number > 0)
+    np.subtract(excess_P, np.repeat(expected_W, sizes_W).astype(np.float32), out=excess_P)
     np.abs(excess_P, out=excess_P)
     num_wrong_values = int(excess_P.size - np.count_nonzero(excess_P <= value_tolerance))
-    return Judgement(int(np.count_nonzero(off_W)), num_wrong_values)
+    num_wrong_windows = int(np.count_nonzero(~is_known_W))
+    return Judgement(num_wrong_windows, num_wrong_values, int(np.count_nonzero(fuller_W)))
+
+
+def _allowed_tags(
+    contributors: Collection[int], also_allowed: Collection[int]
+) -> Iterator[list[float]]:
+    """Tags of who may be in a window, all contributors alone first."""
+    tags = [tag_of(peer) for peer in contributors]
+    for count in range(len(also_allowed) + 1):
+        for more in itertools.combinations(sorted(also_allowed), count):
+            if tags or more:
+                yield tags + [tag_of(peer) for peer in more]
 
 
 def raw(vector: Vector) -> memoryview:

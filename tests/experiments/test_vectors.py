@@ -58,3 +58,12 @@ def test_a_quantised_mean_is_right_within_its_codecs_tolerance() -> None:
     mean_P = mean_of([0, 1, 2]) + error_P
     assert not vectors.judge(mean_P, NOISE_P, [0, 1, 2], 1).is_right
     assert vectors.judge(mean_P, NOISE_P, [0, 1, 2], 1, value_tolerance=0.5).num_wrong_values == 0
+
+
+def test_who_was_lost_may_be_in_some_windows_where_that_is_allowed() -> None:
+    mean_P = mean_of([0, 1, 2])
+    mean_P[: vectors.WINDOW] = mean_of([0, 1, 2, 3])[: vectors.WINDOW]
+    assert vectors.judge(mean_P, NOISE_P, [0, 1, 2], 1).num_wrong_windows == 1
+    judgement = vectors.judge(mean_P, NOISE_P, [0, 1, 2], 1, also_allowed=[3])
+    assert judgement.is_right
+    assert judgement.num_fuller_windows == 1

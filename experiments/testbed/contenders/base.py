@@ -45,6 +45,9 @@ class Contender(Protocol):
     value_tolerance: float
     """How far a value may be from the exact mean."""
 
+    also_allowed: frozenset[int]
+    """Who may be in parts of the last round's mean besides its contributors: who has been lost."""
+
     async def start(self) -> Hello:
         """Listen. Returns what the others must know, as JSON."""
         ...

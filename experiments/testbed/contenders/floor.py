@@ -27,6 +27,7 @@ class Floor:
     """See `Contender`. Every peer averages one slice and sends the mean to all others."""
 
     value_tolerance = vectors.EXACT_TOLERANCE
+    also_allowed: frozenset[int] = frozenset()
 
     def __init__(self, stage: Stage, variant: str) -> None:
         self._stage = stage

@@ -32,6 +32,7 @@ class GatedReplica:
         self.mean_P = np.zeros(num_values, np.float32)
         self.state_digest = _digest_of(self.mean_P)
         self._gate = asyncio.Event()
+        self._moved = asyncio.Condition()
         self._staged: tuple[bytes, Vector] = (b"", self.mean_P)
 
     def open_gate(self) -> None:
@@ -63,7 +64,7 @@ class GatedReplica:
     async def commit(self, state: bytes, *, is_merged: bool) -> bool:
         if self._staged[0] != state:
             return False
-        self.state_digest, self.mean_P = self._staged
+        await self._move(*self._staged)
         return True
 
     async def drop_local(self) -> None:
@@ -83,7 +84,17 @@ class GatedReplica:
 
     async def adopt(self, state: bytes, digests: list[bytes], chunks: list[bytes]) -> None:
         raw = b"".join(chunks[: len(chunks) // 2])
-        self.state_digest, self.mean_P = state, np.frombuffer(raw, np.float32).copy()
+        await self._move(state, np.frombuffer(raw, np.float32).copy())
+
+    async def _move(self, state: bytes, mean_P: Vector) -> None:
+        async with self._moved:
+            self.state_digest, self.mean_P = state, mean_P
+            self._moved.notify_all()
+
+    async def reach(self, state: bytes) -> None:
+        """Wait until this is the state, by the round's own mean or by fetching it."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: self.state_digest == state)
 
 
 def _chunk_sizes(num_bytes: int) -> list[int]:

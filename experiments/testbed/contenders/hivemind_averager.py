@@ -37,6 +37,7 @@ class Hivemind:
     """See `Contender`. `prepare` is the matchmaking, `run` the round."""
 
     value_tolerance = vectors.EXACT_TOLERANCE
+    also_allowed: frozenset[int] = frozenset()
 
     def __init__(self, stage: Stage, variant: str) -> None:
         self._stage = stage

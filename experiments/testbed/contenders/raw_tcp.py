@@ -21,6 +21,7 @@ class RawTcp:
     """See `Contender`. For two peers; the first connects to the second."""
 
     value_tolerance = vectors.EXACT_TOLERANCE
+    also_allowed: frozenset[int] = frozenset()
 
     def __init__(self, stage: Stage, variant: str) -> None:
         if stage.num_peers != 2:

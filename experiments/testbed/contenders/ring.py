@@ -26,6 +26,7 @@ class Ring:
     """See `Contender`."""
 
     value_tolerance = vectors.EXACT_TOLERANCE
+    also_allowed: frozenset[int] = frozenset()
 
     def __init__(self, stage: Stage, variant: str) -> None:
         self._stage = stage
