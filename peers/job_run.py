@@ -27,6 +27,7 @@ from zoonet.averaging import (
     TreeAllReduce,
 )
 from zoonet.blocks import Manifest, blocks_of, call_store, put_bytes, read_bytes, write_file
+from zoonet.codecs import codec as codec_named
 from zoonet.config import PreparedJob, decode, num_slots, tokens_per_slot
 from zoonet.crypto import PeerId, short
 from zoonet.errors import ConfigError, ShardUnavailable, TransportError
@@ -232,7 +233,12 @@ class JobRun:
         self._tokens_per_slot = tokens_per_slot(prepared)
         self._prepared = prepared
         self._replica = replica
-        averager = TreeAllReduce(self._node.lanes, self._job_id, prepared.num_parameters)
+        codec = codec_named(prepared.training.codec)
+        if not codec.is_exact:
+            await asyncio.to_thread(codec.prepare)  # compiles, in the middle of no round
+        averager = TreeAllReduce(
+            self._node.lanes, self._job_id, prepared.num_parameters, codec=codec
+        )
         await averager.serve()
         try:
             await self._play_rounds(prepared, replica, averager)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.averaging.forest import Forest
 from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
-from zoonet.averaging.allreduce import AttemptFailed
+from zoonet.averaging.allreduce import FP32, AttemptFailed
 from zoonet.averaging.chunks import Header, Kind
 from zoonet.averaging.payload import make_payload
 from zoonet.averaging.plan import chunk_bounds, num_chunks, receivers_of
@@ -46,7 +46,7 @@ class Liar:
         self.forest = forest
         self.plan = forest.plan
         self.me = self.plan.peers.index(peer("mal"))
-        self.payload = make_payload(forest.vectors["mal"])
+        self.payload = make_payload(forest.vectors["mal"], FP32)
         self.key = forest.attempt.round_key()
 
     def header(self, kind: Kind, chunk: int = 0, **fields: int) -> Header:
@@ -57,7 +57,7 @@ class Liar:
         return self.header(Kind.COMMITMENT), self.payload.digests
 
     def part(self, chunk: int, **fields: int) -> Message:
-        raw = self.payload.chunk(chunk).tobytes()
+        raw = bytes(self.payload.chunks[chunk])
         return self.header(Kind.PART, chunk, bits=1 << self.me, **fields), raw
 
     def mean(self, chunk: int, values: float = 0.0, bits: int = 15) -> Message:
@@ -130,7 +130,7 @@ def test_hand_written_messages_by_the_rules_are_averaged_in() -> None:
 
 def poisoned(mal: Liar, value: float) -> list[tuple[str, Message]]:
     mal.forest.vectors["mal"][:] = value
-    mal.payload = make_payload(mal.forest.vectors["mal"])
+    mal.payload = make_payload(mal.forest.vectors["mal"], FP32)
     return mal.honest_play()
 
 

@@ -18,6 +18,7 @@ from tests.attacks.hostile import (
     survive,
 )
 from tests.averaging.swarm import NUM_PARAMETERS, contributed_slots
+from zoonet.averaging.allreduce import FP32
 from zoonet.averaging.chunks import Header, Kind
 from zoonet.averaging.messages import (
     MAX_VIEW,
@@ -220,7 +221,7 @@ class TwoFaced:
     def __init__(self, hostile: Hostile) -> None:
         self.hostile = hostile
         self.lanes = StreamLanes(hostile.transport)
-        self.payload = make_payload(np.zeros(NUM_PARAMETERS, np.float32))
+        self.payload = make_payload(np.zeros(NUM_PARAMETERS, np.float32), FP32)
         self.open: dict[str, Lane] = {}
 
     async def serve(self) -> None:
@@ -245,7 +246,7 @@ class TwoFaced:
                 if tree.root != me:
                     part = Header(Kind.PART, key, attempt.number, chunk, bits=1 << me).encode()
                     root = await self.lane(PeerId(plan.peers[tree.root]))
-                    root.post(part, self.payload.chunk(chunk).tobytes())
+                    root.post(part, bytes(self.payload.chunks[chunk]))
                     continue
                 for receiver in receivers_of(plan, tree, me):
                     mean = Header(Kind.MEAN, key, attempt.number, chunk, me, everyone).encode()

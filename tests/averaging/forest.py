@@ -13,6 +13,7 @@ from zoonet.averaging.allreduce import AttemptFailed, TreeAllReduce
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.payload import make_payload
 from zoonet.averaging.plan import Plan, Tree, num_chunks, repair
+from zoonet.codecs import codec as codec_named
 from zoonet.crypto import PeerId
 from zoonet.testing import MemorySwarm, MemoryTransport
 from zoonet.transport import StreamLanes
@@ -48,9 +49,14 @@ class Forest:
     """Peers that average by one plan. Who is in `followers` contributes nothing."""
 
     def __init__(
-        self, *sites: Sequence[str], size: int = 1000, followers: Sequence[str] = ()
+        self,
+        *sites: Sequence[str],
+        size: int = 1000,
+        followers: Sequence[str] = (),
+        codec: str = "fp32",
     ) -> None:
         self.size = size
+        self.codec = codec_named(codec)
         self.memory = MemorySwarm()
         self.names = [name for site in sites for name in site if name not in followers]
         self.followers = followers
@@ -67,10 +73,16 @@ class Forest:
         return {name: ((100 * at, 100 * at + 2 + at),)}
 
     def attempt_of(
-        self, names: Sequence[str], *, plan: Plan | None = None, former: Sequence[str] = ()
+        self,
+        names: Sequence[str],
+        roots: Mapping[str, bytes] | None = None,
+        *,
+        plan: Plan | None = None,
+        former: Sequence[str] = (),
     ) -> Attempt:
         contributions = shares({n: s for name in names for n, s in self.slots_of(name).items()})
-        by_peer = {peer(name): make_payload(self.vectors[name]).root for name in names}
+        fresh = {name: make_payload(self.vectors[name], self.codec).root for name in names}
+        by_peer = {peer(name): root for name, root in (roots or fresh).items()}
         return Attempt(
             job_id=JOB_ID,
             index=self.index,
@@ -98,7 +110,7 @@ class Forest:
     async def serve(self, *names: str) -> None:
         for name in names or (*self.names, *self.followers):
             lanes = StreamLanes(self.transport(name))
-            self.reducers[name] = TreeAllReduce(lanes, JOB_ID, self.size)
+            self.reducers[name] = TreeAllReduce(lanes, JOB_ID, self.size, codec=self.codec)
             await self.reducers[name].serve()
             if name in self.vectors:
                 await self.reducers[name].commit(self.vectors[name])

@@ -15,7 +15,7 @@ from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
 from zoonet.averaging.allreduce import AttemptFailed
 from zoonet.crypto import PeerId
-from zoonet.errors import ZoonetError
+from zoonet.errors import WorkLost, ZoonetError
 from zoonet.exact import weighted_mean
 from zoonet.testing import run
 from zoonet.transport import StreamLanes
@@ -251,6 +251,80 @@ def test_digests_of_slices_are_the_same_for_everyone_and_differ_where_a_mean_doe
         mean_P[0] += 1.0  # of the first peer's buffer
         changed = await forest.reducers["ada"].slice_digests(0)
         assert sum(a != b for a, b in zip(changed, digests[0], strict=True)) == 1
+        await forest.close()
+
+    run(main())
+
+
+# --- codecs -------------------------------------------------------------------------------------
+
+ROUGHNESS = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 2e-2, "int8": 4e-2, "e3m0": 2.5}
+
+
+@pytest.mark.parametrize("codec", ["fp16", "bf16", "int8", "e3m0", "topk2"])
+@pytest.mark.parametrize("sites", [FLAT, TWO_BY_TWO, UNEVEN])
+def test_with_every_codec_everybody_gets_the_same_bits(
+    codec: str, sites: Sequence[Sequence[str]]
+) -> None:
+    async def main() -> None:
+        forest = Forest(*sites, size=50_000, codec=codec)
+        await forest.serve()
+        mean_P = only_one_of(await forest.average_all())
+        if codec in ROUGHNESS:
+            assert np.abs(mean_P - forest.exact_mean()).max() < ROUGHNESS[codec]
+        await forest.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(("codec", "at_most"), [("int8", 0.6), ("e3m0", 0.6), ("topk2", 0.95)])
+def test_what_a_codec_leaves_out_of_one_round_comes_in_later_ones(
+    codec: str, at_most: float
+) -> None:
+    """The same contributions again and again: the sum of the means approaches the true one."""
+
+    async def main(settles: bool) -> float:
+        forest = Forest(*TWO_BY_TWO, size=20_000, codec=codec)
+        await forest.serve()
+        total_P = np.zeros(forest.size)
+        for index in range(12):
+            forest.index = index
+            roots = {n: await forest.reducers[n].commit(forest.vectors[n]) for n in forest.names}
+            total_P += only_one_of(await forest.average_all(forest.attempt_of(forest.names, roots)))
+            for reducer in forest.reducers.values():
+                reducer.settle(is_certified=settles, is_merged=settles)
+        await forest.close()
+        return float(np.abs(total_P / 12 - forest.exact_mean()).mean())
+
+    assert run(main(True)) < at_most * run(main(False))
+
+
+def test_a_contribution_that_cannot_be_encoded_is_lost_work() -> None:
+    async def main() -> None:
+        forest = Forest(*FLAT, codec="int8")
+        await forest.serve()
+        forest.vectors["ada"][5] = np.nan
+        with pytest.raises(WorkLost, match="cannot be encoded"):
+            await forest.reducers["ada"].commit(forest.vectors["ada"])
+        await forest.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("victim", ["ada", "cyd"])
+def test_a_death_costs_one_contribution_with_a_lossy_codec_too(victim: str) -> None:
+    async def main() -> None:
+        forest = Forest(*UNEVEN, size=20_000, codec="int8")
+        await forest.serve()
+        running = {name: asyncio.create_task(forest.average(name)) for name in forest.names}
+        await asyncio.sleep(0.06)
+        await forest.kill(victim)
+        running.pop(victim).cancel()
+        await first_failure(running)
+        survivors = list(running)
+        second = forest.without(victim)
+        found = await asyncio.gather(*(forest.average(name, second) for name in survivors))
+        only_one_of(dict(zip(survivors, found, strict=True)))
         await forest.close()
 
     run(main())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from zoonet import codecs
 from zoonet.config import (
     CheckpointConfig,
     ComputeJob,
@@ -16,6 +17,7 @@ from zoonet.config import (
     TrainingConfig,
     VerificationConfig,
 )
+from zoonet.config.job import CodecName
 from zoonet.crypto import Identity
 from zoonet.errors import ConfigError
 
@@ -109,3 +111,7 @@ def test_a_job_that_makes_no_sense_is_refused(arguments: dict[str, Any], message
 def test_peer_ids_are_allowed() -> None:
     peer_id = Identity(b"\x01" * 32).peer_id
     assert PeersConfig(allowed=(peer_id,)).allowed == (peer_id,)
+
+
+def test_every_codec_can_be_chosen() -> None:
+    assert get_args(CodecName) == codecs.NAMES

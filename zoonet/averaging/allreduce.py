@@ -21,8 +21,11 @@ from zoonet.averaging.outlets import Outlets
 from zoonet.averaging.payload import Payload, make_payload
 from zoonet.averaging.plan import chunk_values
 from zoonet.averaging.reduction import Reduction
+from zoonet.averaging.wire import Wire
+from zoonet.codecs import Codec
+from zoonet.codecs import codec as codec_named
 from zoonet.crypto import PeerId, short
-from zoonet.errors import ProtocolViolation, RoundFailed, ZoonetError
+from zoonet.errors import ProtocolViolation, RoundFailed, WorkLost, ZoonetError
 from zoonet.exact import Vector
 from zoonet.transport import Lanes
 
@@ -32,6 +35,8 @@ STALL_S: Final = 0.5  # after a tick that took so long, a machine was busy with 
 ALIVE_S: Final = 0.25  # how often who waits for others says so
 BROKEN_S: Final = 0.15  # for a peer whose lane has ended to come back on another one
 NUM_KEPT_KEYS: Final = 64  # of rounds that are over, whose late chunks are no offence
+
+FP32: Final = codec_named("fp32")
 
 T = TypeVar("T")
 
@@ -48,7 +53,8 @@ class Averager(Protocol):
     async def commit(self, contribution_P: Vector) -> bytes:
         """Take what this peer will contribute (P,), and return the digest that names it.
 
-        The vector must not change until the next call.
+        The vector must not change until the next call. Raises WorkLost where the job's codec
+        cannot encode it.
         """
         ...
 
@@ -65,6 +71,10 @@ class Averager(Protocol):
         """
         ...
 
+    def settle(self, *, is_certified: bool, is_merged: bool) -> None:
+        """The round is over. `is_merged` tells whether this peer's contribution is in its mean."""
+        ...
+
     async def slice_digests(self, number: int) -> tuple[bytes, ...]:
         """Digests of what each contributor of that attempt has averaged, as it came here.
 
@@ -76,19 +86,23 @@ class Averager(Protocol):
 class TreeAllReduce:
     """An `Averager` over lanes. `serve` it before use, `close` it after."""
 
-    def __init__(self, lanes: Lanes, job_id: str, num_parameters: int) -> None:
+    def __init__(
+        self, lanes: Lanes, job_id: str, num_parameters: int, *, codec: Codec = FP32
+    ) -> None:
         self._lanes = lanes
         self._channel = f"{job_id}/reduce/1"
         self._num_parameters = num_parameters
         self._outlets = Outlets(lanes, self._channel, self._note_broken)
         self._lock = threading.Lock()
         self._reduction: Reduction | None = None
+        self._wire = Wire(codec)
         self._payload: Payload | None = None
+        self._feedback_P: Vector | None = None  # what this peer's payloads have left out
         self._over: dict[bytes, None] = {}  # keys of rounds that are over, oldest first
         self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
         self._lateness = Lateness()
         self._links = LinkBook()
-        self._scratch = memoryview(bytearray(4 * chunk_values(num_parameters)))
+        self._scratch = memoryview(bytearray(self._wire.max_bytes(chunk_values(num_parameters))))
         self._mean_P: Vector | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -118,12 +132,22 @@ class TreeAllReduce:
 
     async def commit(self, contribution_P: Vector) -> bytes:
         """See `Averager.commit`."""
-        self._payload = payload = await _compute(
-            contribution_P.nbytes, lambda: make_payload(contribution_P)
-        )
+        try:
+            self._payload = payload = await _compute(
+                contribution_P.nbytes,
+                lambda: make_payload(contribution_P, self._wire.codec, self._feedback_P),
+            )
+        except ValueError as error:
+            raise WorkLost(f"this round's work cannot be encoded: {error}") from error
         return payload.root
 
     # --- one attempt --------------------------------------------------------------------------
+
+    def settle(self, *, is_certified: bool, is_merged: bool) -> None:
+        """See `Averager.settle`."""
+        self._wire.settle(is_certified=is_certified)
+        if is_merged and self._payload is not None:
+            self._feedback_P = self._payload.feedback_P
 
     async def slice_digests(self, number: int) -> tuple[bytes, ...]:
         """See `Averager.slice_digests`."""
@@ -160,6 +184,7 @@ class TreeAllReduce:
             self._lanes.peer_id,
             payload,
             self._mean_buffer(),
+            self._wire,
             self._outlets.post,
             self._wake,
         )

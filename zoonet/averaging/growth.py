@@ -131,6 +131,7 @@ class Growth:
         """Bring replica and local work behind a certified round."""
         is_merged = any(share.peer == self._gear.me for share in result.contributions)
         is_here = await self._replica.commit(result.state, is_merged=is_merged)
+        self._gear.averager.settle(is_certified=True, is_merged=is_merged)
         if is_merged:
             self.work.carried = ()
         elif overlaps(self.work.carried, self.chain.done):

@@ -241,8 +241,17 @@ class Member:
             planned = sum(count(share.slots) for share in self.plan.leases)
             await self._train_slots(new, num_done, planned)
         if self._work.carried:
-            self._root = await self._averager.commit(await self._replica.pseudo_gradient())
+            await self._commit()
         await self._say(stream, Done(slots=self._work.carried, root=self._root))
+
+    async def _commit(self) -> None:
+        """Settle on what to contribute, before anybody is sent a byte of it."""
+        try:
+            self._root = await self._averager.commit(await self._replica.pseudo_gradient())
+        except WorkLost as error:
+            log.warning("%s", error)
+            await self._replica.drop_local()
+            self._work.carried = ()
 
     async def _train_slots(self, slots: Ranges, num_done: int, num_planned: int) -> None:
         """Train, and where the round ends meanwhile keep what has been trained until then."""

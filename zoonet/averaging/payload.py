@@ -12,32 +12,47 @@ from blake3 import blake3
 
 from zoonet.averaging.chunks import root_of
 from zoonet.averaging.plan import chunk_bounds, num_chunks
+from zoonet.codecs import Codec, encode_with_feedback
 from zoonet.exact import Vector
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A contribution (P,), and the digests of its chunks. The vector must not change any more."""
+    """A contribution as it is sent, chunk by chunk, and the digests of its chunks."""
 
-    values_P: Vector
+    chunks: tuple[memoryview, ...]
     digests: bytes
+    feedback_P: Vector | None = None  # what the codec left out, to be sent later
 
     @property
     def root(self) -> bytes:
         """The digest (32 bytes) that names all of it."""
         return root_of(self.digests)
 
-    def chunk(self, number: int) -> Vector:
-        """One chunk (N,)."""
-        start, stop = chunk_bounds(self.values_P.size, number)
-        return self.values_P[start:stop]
 
+def make_payload(values_P: Vector, codec: Codec, feedback_P: Vector | None = None) -> Payload:
+    """Encode and hash a contribution (P,): two passes over it, work for a thread.
 
-def make_payload(values_P: Vector) -> Payload:
-    """Hash a contribution. This is one pass over it: work for a thread."""
-    raw = values_P.view(np.uint8).data
-    digests = []
+    An exact codec sends the vector itself, which must not change any more. For others
+    `feedback_P` is what the last payload has left out. Raises ValueError for values that cannot
+    be encoded.
+    """
+    if codec.is_exact:
+        raw = values_P.view(np.uint8).data
+        bounds = [
+            chunk_bounds(values_P.size, number) for number in range(num_chunks(values_P.size))
+        ]
+        return _hashed([raw[4 * start : 4 * stop] for start, stop in bounds], None)
+    left_P = np.zeros_like(values_P) if feedback_P is None else feedback_P.copy()
+    chunks = []
     for number in range(num_chunks(values_P.size)):
         start, stop = chunk_bounds(values_P.size, number)
-        digests.append(blake3(raw[4 * start : 4 * stop]).digest())
-    return Payload(values_P, b"".join(digests))
+        out = memoryview(bytearray(codec.max_bytes(stop - start)))
+        length = encode_with_feedback(codec, values_P[start:stop], left_P[start:stop], out)
+        chunks.append(out[:length])
+    return _hashed(chunks, left_P)
+
+
+def _hashed(chunks: list[memoryview], feedback_P: Vector | None) -> Payload:
+    digests = b"".join(blake3(chunk).digest() for chunk in chunks)
+    return Payload(tuple(chunks), digests, feedback_P)

@@ -36,6 +36,7 @@ from zoonet.averaging.plan import (
     receivers_of,
     sources_of,
 )
+from zoonet.averaging.wire import Wire, is_finite
 from zoonet.crypto import PeerId
 from zoonet.errors import InvalidPart, ProtocolViolation
 from zoonet.exact import Vector, weighted_mean
@@ -73,9 +74,11 @@ class _Chunk:
     role: _Role
     parts: dict[int, _Part] = field(default_factory=dict)
     sum: _Part | None = None  # the site's mean, where this peer owns the chunk but is not its root
+    sum_raw: memoryview = memoryview(b"")  # the same as it is sent
     posted_up: int = NOBODY  # whom this peer has sent its part or its site's mean
     is_busy: bool = False  # being added up
     mean_N: Vector | None = None
+    mean_raw: memoryview = memoryview(b"")  # as its maker sent it
     mean_maker: int = NOBODY
     mean_bits: int = 0
     posted_down: set[int] = field(default_factory=set)
@@ -105,6 +108,7 @@ class Reduction:
         me: PeerId,
         payload: Payload | None,
         mean_P: Vector,
+        wire: Wire,
         post: Post,
         changed: Callable[[], None],
     ) -> None:
@@ -117,6 +121,7 @@ class Reduction:
         self._indices = {peer: index for index, peer in enumerate(self.peers)}
         self._payload = payload
         self._mean_P = mean_P
+        self._wire = wire
         self._spilled: set[int] = set()  # chunks whose mean lies outside mean_P
         self._post = post
         self._changed = changed
@@ -132,7 +137,7 @@ class Reduction:
         self._commitments: dict[int, bytes] = {}
         self._waiting: set[int] = set()  # who has sent all it can for now
         self._landing: dict[tuple[int, Kind, int], memoryview] = {}
-        self._scratch = memoryview(bytearray(4 * chunk_values(mean_P.size)))
+        self._scratch = memoryview(bytearray(wire.max_bytes(chunk_values(mean_P.size))))
         self._chunks: list[_Chunk] = []
         self._contributors: frozenset[int] = frozenset()
         self._needed_bits = 0
@@ -266,60 +271,69 @@ class Reduction:
             self._waiting.discard(sender)
             if header.kind == Kind.COMMITMENT:
                 self._require(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
-                return self._land(sender, header, np.empty(num_bytes // 4, np.float32))
+                return self._land(sender, header, memoryview(bytearray(num_bytes)))
             if header.chunk >= len(self._chunks):
                 raise ProtocolViolation(peer_id, f"chunk {header.chunk} of {len(self._chunks)}")
             start, stop = chunk_bounds(self._mean_P.size, header.chunk)
-            self._require(peer_id, num_bytes, 4 * (stop - start))
-            target_N = self._target(sender, header, stop - start)
-            if target_N is None:
+            self._wire.check_size(peer_id, num_bytes, stop - start)
+            if not self._is_wanted(sender, header):
                 return self._scratch[:num_bytes]
-            return self._land(sender, header, target_N)
+            return self._land(sender, header, self._place_for(header, num_bytes))
 
     def _require(self, peer_id: PeerId, num_bytes: int, expected: int) -> None:
         if num_bytes != expected:
             raise InvalidPart(peer_id, f"{num_bytes} bytes, not {expected}")
 
-    def _land(self, sender: int, header: Header, target: Vector) -> memoryview:
+    def _land(self, sender: int, header: Header, place: memoryview) -> memoryview:
         key = (sender, header.kind, header.chunk)
         if key in self._landing:
             raise ProtocolViolation(self.peers[sender], "the same chunk twice at once")
-        self._landing[key] = view = target.view(np.uint8).data
-        return view
+        self._landing[key] = place
+        return place
 
-    def _target(self, sender: int, header: Header, size: int) -> Vector | None:
-        """Where a chunk of values goes, or None where it is not needed any more."""
+    def _place_for(self, header: Header, num_bytes: int) -> memoryview:
+        """Where a payload lands: an exact one is in its place at once, others are decoded later."""
+        if not self._wire.is_exact:
+            return memoryview(bytearray(num_bytes))
+        if header.kind == Kind.MEAN:
+            return self._mean_target(header.chunk).view(np.uint8).data
+        return self._buffer(num_bytes // 4).view(np.uint8).data
+
+    def _is_wanted(self, sender: int, header: Header) -> bool:
+        """Tell whether a chunk is still needed. Raises ProtocolViolation if it never was."""
         chunk = self._chunks[header.chunk]
         is_stale = header.number < self.attempt.number
         if header.kind == Kind.MEAN:
             if sender != chunk.role.parent and not is_stale:
                 raise ProtocolViolation(self.peers[sender], "a mean that it does not hand out")
             if sender != chunk.role.parent or self._has_mean(chunk):
-                return None
+                return False
             if not self._would_hold(chunk, header):
                 if is_stale:
-                    return None
+                    return False
                 raise ProtocolViolation(self.peers[sender], "a mean without some contributor")
-            return self._mean_target(header.chunk)
+            return True
         if sender not in chunk.role.sources or sender == self._me:
             if not is_stale:
                 raise ProtocolViolation(self.peers[sender], "a chunk for another peer")
-            return None
+            return False
         is_neighbour = sender in self._neighbours
         if is_neighbour != (header.kind == Kind.PART):
             raise ProtocolViolation(self.peers[sender], "a part for a sum, or a sum for a part")
         if self._has_mean(chunk) or sender in chunk.parts or self._is_added_up(chunk, sender):
-            return None
+            return False
         if header.kind == Kind.PART and sender not in self._commitments:
             raise InvalidPart(self.peers[sender], "a chunk without a commitment")
-        return self._spare.pop()[:size] if self._spare else self._new_buffer()[:size]
+        return True
 
     def _is_added_up(self, chunk: _Chunk, sender: int) -> bool:
         """What the sender could bring is in this site's mean already."""
         return chunk.sum is not None and bool(chunk.sum.bits >> sender & 1)
 
-    def _new_buffer(self) -> Vector:
-        return np.empty(chunk_values(self._mean_P.size), np.float32)
+    def _buffer(self, size: int) -> Vector:
+        if self._spare:
+            return self._spare.pop()[:size]
+        return np.empty(chunk_values(self._mean_P.size), np.float32)[:size]
 
     def _would_hold(self, chunk: _Chunk, header: Header) -> bool:
         if header.maker != chunk.role.tree.root:
@@ -344,13 +358,13 @@ class Reduction:
             return  # it went where nobody looks
         try:
             self._check(sender, header, landed)
+            values_N = self._values_in(sender, header, landed)
         except InvalidPart:
             self._refuse(sender)
             raise
         finally:
             with self._lock:
                 self._landing.pop((sender, header.kind, header.chunk), None)
-        values_N = np.frombuffer(landed, np.float32)
         with self._lock:
             self._keep(sender, header, landed, values_N)
         if header.kind != Kind.COMMITMENT:
@@ -366,8 +380,24 @@ class Reduction:
             expected = self._commitments[sender][at : at + DIGEST_BYTES]
             if blake3(landed).digest() != expected:
                 raise InvalidPart(peer, "a chunk that is not what it has committed to")
-        elif not is_finite(np.frombuffer(landed, np.float32)):
-            raise InvalidPart(peer, "non-finite values")
+
+    def _values_in(self, sender: int, header: Header, landed: memoryview) -> Vector:
+        """What a payload says. Raises InvalidPart."""
+        if header.kind == Kind.COMMITMENT:
+            return np.empty(0, np.float32)
+        if self._wire.is_exact:
+            values_N = np.frombuffer(landed, np.float32)
+            # A part that is not finite shows in the sum.
+            if header.kind != Kind.PART and not is_finite(values_N):
+                raise InvalidPart(self.peers[sender], "non-finite values")
+            return values_N
+        start, stop = chunk_bounds(self._mean_P.size, header.chunk)
+        values_N = np.empty(stop - start, np.float32)
+        try:
+            self._wire.codec.decode(landed, values_N)
+        except ValueError as error:
+            raise InvalidPart(self.peers[sender], f"a malformed payload: {error}") from error
+        return values_N
 
     def _refuse(self, sender: int) -> None:
         with self._lock:
@@ -381,7 +411,7 @@ class Reduction:
         chunk = self._chunks[header.chunk]
         if header.kind == Kind.MEAN:
             if not self._has_mean(chunk) and self._would_hold(chunk, header):
-                self._set_mean(chunk, values_N, header.maker, header.bits)
+                self._take_mean(header.chunk, chunk, values_N, landed, header.maker, header.bits)
             return
         bits = 1 << sender if header.kind == Kind.PART else self._known_bits(sender, header.bits)
         chunk.parts[sender] = _Part(values_N, bits)
@@ -423,22 +453,27 @@ class Reduction:
                 chunk.is_busy = True
                 is_root = chunk.role.parent is None
                 start, stop = chunk_bounds(self._mean_P.size, number)
-                out_N = self._mean_target(number) if is_root else np.empty(stop - start, np.float32)
+                is_in_place = is_root and self._wire.is_exact
+                fresh = np.empty(0 if is_in_place else stop - start, np.float32)
+                out_N = self._mean_target(number) if is_in_place else fresh
                 weights = [self._weight_of(part.bits) for part in parts]
             weighted_mean([part.values_N for part in parts], weights, out=out_N)
             is_sound = is_finite(out_N)
+            raw = self._wire.encode(is_root, number, out_N) if is_sound else memoryview(b"")
             with self._lock:
                 chunk.is_busy = False
                 if not is_sound:
                     guilty = self._drop_non_finite(chunk)
                 elif (chunk.role.parent is None) == is_root:
-                    self._keep_result(chunk, parts, out_N)
+                    self._keep_result(number, chunk, parts, out_N, raw)
             if not is_sound:
                 for source in guilty:
                     self._refuse(source)
                 return
 
-    def _keep_result(self, chunk: _Chunk, parts: Sequence[_Part], out_N: Vector) -> None:
+    def _keep_result(
+        self, number: int, chunk: _Chunk, parts: Sequence[_Part], out_N: Vector, raw: memoryview
+    ) -> None:
         bits = 0
         for part in parts:
             bits |= part.bits
@@ -447,9 +482,9 @@ class Reduction:
                 self._reuse(part.values_N)
         chunk.parts.clear()
         if chunk.role.parent is None:
-            self._set_mean(chunk, out_N, self._me, bits)
+            self._take_mean(number, chunk, out_N, raw, self._me, bits)
         else:
-            chunk.sum = _Part(out_N, bits)
+            chunk.sum, chunk.sum_raw = _Part(out_N, bits), raw
 
     def _reuse(self, values_N: Vector) -> None:
         """Keep a whole buffer for another chunk."""
@@ -464,9 +499,16 @@ class Reduction:
             del chunk.parts[source]
         return guilty
 
-    def _set_mean(self, chunk: _Chunk, mean_N: Vector, maker: int, bits: int) -> None:
+    def _take_mean(
+        self, number: int, chunk: _Chunk, mean_N: Vector, raw: memoryview, maker: int, bits: int
+    ) -> None:
         had_it = self._has_mean(chunk)
-        chunk.mean_N, chunk.mean_maker, chunk.mean_bits = mean_N, maker, bits
+        if not self._wire.is_exact:
+            start, stop = chunk_bounds(self._mean_P.size, number)
+            self._mean_P[start:stop] = mean_N
+            mean_N = self._mean_P[start:stop]
+        chunk.mean_N, chunk.mean_raw = mean_N, raw
+        chunk.mean_maker, chunk.mean_bits = maker, bits
         chunk.posted_down = set()
         if not had_it and self._has_mean(chunk):
             self._num_left -= 1
@@ -484,7 +526,7 @@ class Reduction:
         if chunk.sum is not None and role.parent is not None:
             return None
         if self._payload is not None and self._me in role.sources:
-            chunk.parts.setdefault(self._me, _Part(self._payload.chunk(number), 1 << self._me))
+            self._take_own_part(number, chunk, self._payload)
         parts: list[_Part] = []
         covered = 0
         if chunk.sum is not None:  # it has become the root since
@@ -498,38 +540,38 @@ class Reduction:
             parts.append(chunk.parts[source])
         return parts
 
+    def _take_own_part(self, number: int, chunk: _Chunk, payload: Payload) -> None:
+        """This peer's own chunk counts as the others get it."""
+        if self._me not in chunk.parts:
+            own_N = self._wire.decoded(payload.chunks[number], self._size_of(number))
+            chunk.parts[self._me] = _Part(own_N, 1 << self._me)
+
+    def _size_of(self, number: int) -> int:
+        start, stop = chunk_bounds(self._mean_P.size, number)
+        return stop - start
+
     def _pass_on(self, number: int, chunk: _Chunk) -> None:
         """Post what this peer has of a chunk to those who lack it."""
         role = chunk.role
         if role.parent is not None and chunk.posted_up != role.parent and not self._has_mean(chunk):
             self._post_up(number, chunk, role.parent)
         if self._has_mean(chunk):
-            assert chunk.mean_N is not None
             header = self._header(Kind.MEAN, number, chunk.mean_maker, chunk.mean_bits)
-            payload = chunk.mean_N.view(np.uint8).data
             for receiver in role.receivers:
                 if receiver not in chunk.posted_down:
                     chunk.posted_down.add(receiver)
-                    self._post(self.peers[receiver], header, payload)
+                    self._post(self.peers[receiver], header, chunk.mean_raw)
 
     def _post_up(self, number: int, chunk: _Chunk, parent: int) -> None:
         if chunk.role.sources:
             if chunk.sum is None:
                 return
             header = self._header(Kind.SUM, number, bits=chunk.sum.bits)
-            values_N = chunk.sum.values_N
+            raw = chunk.sum_raw
         elif self._me in self._contributors and self._payload is not None:
             header = self._header(Kind.PART, number, bits=1 << self._me)
-            values_N = self._payload.chunk(number)
+            raw = self._payload.chunks[number]
         else:
             return
         chunk.posted_up = parent
-        self._post(self.peers[parent], header, values_N.view(np.uint8).data)
-
-
-def is_finite(values_N: Vector) -> bool:
-    """Tell whether no value is NaN or infinite. A finite sum proves it, in one quick pass."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.add.reduce(values_N)):
-            return True
-    return bool(np.isfinite(values_N).all())
+        self._post(self.peers[parent], header, raw)

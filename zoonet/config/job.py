@@ -11,6 +11,7 @@ from zoonet.crypto import public_key_of
 
 ModelKind = Literal["gpt", "transformers", "embedding"]
 Task = Literal["causal-lm", "embedding"]
+CodecName = Literal["fp32", "fp16", "bf16", "int8", "e3m0", "topk2"]
 STDLIB: Final = "stdlib"
 
 MAX_NAME_CHARS: Final = 100
@@ -96,6 +97,7 @@ class TrainingConfig(Section):
     outer_lr: float = 0.7
     outer_momentum: float = 0.9  # Nesterov
     precision: Literal["fp32", "bf16"] = "fp32"
+    codec: CodecName = "fp32"  # of what peers send each other: fewer bytes, less exact
     seed: int = 0  # of the initial parameters and of the order of the data
     dynamic_steps: bool = True  # faster peers take more steps a round, slower ones fewer
     eval_tokens: int = 16384  # held-out tokens of the evaluation between rounds; 0: all
