@@ -14,12 +14,12 @@ from tests.contracts.networks import identity_of
 from zoonet.crypto import PeerId
 from zoonet.errors import ProtocolViolation, ZoonetError
 from zoonet.net.lanes import HostLanes, LanesConfig
-from zoonet.testing import MemorySwarm
+from zoonet.testing import FaultPlan, MemorySwarm
 from zoonet.testing.memory import MemoryTransport
 from zoonet.transport import Lane
 
 NEARBY = ("/ip4/127.0.0.1/tcp/4001",)
-STORY_TIMEOUT_S = 60.0
+STORY_TIMEOUT_S = 120.0
 SHM = LanesConfig(hosts=("127.0.0.1",))
 DIRECT = LanesConfig(hosts=("127.0.0.1",), use_shm=False)
 STREAMS = LanesConfig(hosts=(), use_shm=False, use_direct=False)
@@ -126,7 +126,7 @@ async def lane_pair(
     left: LanesConfig, right: LanesConfig | None = None
 ) -> AsyncIterator[tuple[LanePeer, LanePeer]]:
     """Two peers that know each other."""
-    swarm = MemorySwarm()
+    swarm = MemorySwarm(faults=FaultPlan(latency_s=0.0))
     async with (
         lane_peer(swarm, "left", left) as one,
         lane_peer(swarm, "right", right or left) as other,

@@ -372,6 +372,32 @@ def test_a_receiver_that_takes_no_bytes_ends_the_lane(config: LanesConfig) -> No
     run(story())
 
 
+async def break_in_full_flight(left: LanePeer, right: LanePeer, num_ends: int) -> None:
+    lane = await left.open(right)
+    assert isinstance(lane, OutgoingLane)
+    memory = left.lanes.allocate(1 << 20)
+    for message in range(50):
+        lane.post(b"%d %d" % (num_ends, message), memory)
+    await right.inbox.until_arrived(len(right.inbox.messages) + 1)
+    next(iter(lane._pipes)).connection.abort()
+    await left.outbox.until(lambda: len(left.outbox.ends) >= num_ends)
+    assert lane.unsent_bytes == 0
+    await right.inbox.until(lambda: len(right.inbox.ends) >= num_ends)
+    right.inbox.messages.clear()
+
+
+@FAST
+def test_a_lane_that_breaks_in_full_flight_is_told_once_to_each_side(config: LanesConfig) -> None:
+    async def story() -> None:
+        striped = replace(config, long_rtt_s=0.0)
+        async with lane_pair(striped) as (left, right):
+            for number in range(1, 11):
+                await break_in_full_flight(left, right, number)
+            assert (len(left.outbox.ends), len(right.inbox.ends)) == (10, 10)
+
+    run(story())
+
+
 # What is left of them.
 
 
@@ -387,8 +413,9 @@ async def open_and_close(left: LanePeer, right: LanePeer) -> None:
 
 
 def count() -> tuple[int, int]:
-    """Open descriptors and running threads of this process."""
-    return len(os.listdir("/proc/self/fd")), threading.active_count()
+    """Open descriptors of this process, and running threads of its lanes."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("lane-")]
+    return len(os.listdir("/proc/self/fd")), len(threads)
 
 
 async def settles_at(num_fds: int, num_threads: int) -> None:

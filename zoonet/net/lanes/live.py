@@ -19,7 +19,8 @@ from zoonet.net.lanes.shm import ShmReceiver
 from zoonet.net.lanes.tls import TlsReceiver
 
 CLOSE_S: Final = 3.0  # for all threads to end when the host closes
-MAX_CONNECTIONS_PER_PEER: Final = 128  # incoming
+MAX_CONNECTIONS_PER_PEER: Final = 64  # incoming: each of them has a thread
+MAX_CONNECTIONS: Final = 1024  # of all peers together
 GO: Final = b"\x01"  # from the sender: of the connections that came about, this one was chosen
 
 log = logging.getLogger(__name__)
@@ -76,12 +77,15 @@ class LiveLanes:
         """Receive until the connection ends, in the calling thread, and close it."""
         with self._changed:
             is_welcome = (
-                not self._is_closed and self._num_incoming[lane.peer_id] < MAX_CONNECTIONS_PER_PEER
+                not self._is_closed
+                and len(self._incoming) < MAX_CONNECTIONS
+                and self._num_incoming[lane.peer_id] < MAX_CONNECTIONS_PER_PEER
             )
             if is_welcome:
                 self._incoming[connection] = lane
                 self._num_incoming[lane.peer_id] += 1
         if not is_welcome:
+            log.debug("too many lanes, one not taken in, peer=%s", short(lane.peer_id))
             connection.close()
             return
         try:

@@ -63,6 +63,7 @@ class OutgoingLane:
         self._pipes: dict[SendingPipe, Doorbell] = {}
         self._idle: list[Doorbell] = []
         self._is_closing = False  # by ourselves, or because it broke
+        self._is_broken = False
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     @property
@@ -105,11 +106,8 @@ class OutgoingLane:
 
     def drop(self) -> None:
         with self._lock:
-            self._forget_queue()
-
-    def _forget_queue(self) -> None:
-        self._unsent_bytes -= sum(len(payload) for _, payload in self._queue)
-        self._queue.clear()
+            self._unsent_bytes -= sum(len(payload) for _, payload in self._queue)
+            self._queue.clear()
 
     async def close(self) -> None:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
@@ -129,12 +127,15 @@ class OutgoingLane:
     def abort(self) -> None:
         """End it at once, without a word to its owner."""
         with self._lock:
-            self._is_closing = True
-            self._forget_queue()
-            self._ring_all()
-            pipes = list(self._pipes)
-            for pipe in pipes:
-                pipe.connection.abort()
+            self._break()
+
+    def _break(self) -> None:
+        self._is_closing = self._is_broken = True
+        self._queue.clear()
+        self._unsent_bytes = 0  # nothing of it will leave
+        self._ring_all()
+        for pipe in self._pipes:
+            pipe.connection.abort()
 
     def _ring_all(self) -> None:
         while self._idle:
@@ -178,7 +179,8 @@ class OutgoingLane:
     def _left(self, num_bytes: int) -> None:
         if num_bytes:
             with self._lock:
-                self._unsent_bytes -= num_bytes
+                if not self._is_broken:
+                    self._unsent_bytes -= num_bytes
 
     def _leave(self, pipe: SendingPipe, doorbell: Doorbell, error: ZoonetError | None) -> None:
         """The thread of a connection ends; where it broke, the lane ends with it."""
@@ -186,17 +188,13 @@ class OutgoingLane:
             tells = error is not None and not self._is_closing
             self._is_closing = True
             if error is not None:
-                self._forget_queue()
-                for other in self._pipes:
-                    other.connection.abort()
+                self._break()
             self._ring_all()
         pipe.close()
         with self._lock:
             del self._pipes[pipe]
             doorbell.close()
             is_last = not self._pipes
-            if is_last:
-                self._unsent_bytes = 0
             waiting, self._waiting = (self._waiting, []) if is_last else ([], self._waiting)
         if is_last:
             self._on_gone(self)

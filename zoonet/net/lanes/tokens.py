@@ -18,6 +18,7 @@ from zoonet.net.lanes.messages import TOKEN_BYTES
 
 LIFETIME_S: Final = 30.0
 MAX_PER_PEER: Final = 64
+MAX_TOKENS: Final = 8192
 # A lane may be dialled at several addresses at once, and have several connections.
 MAX_USES: Final = 32
 
@@ -62,7 +63,7 @@ class TokenBook:
 
     def _make_room(self, peer_id: PeerId) -> None:
         same = [token for token, one in self._expected.items() if one.peer_id == peer_id]
-        if len(same) < MAX_PER_PEER:
+        if len(same) < MAX_PER_PEER and len(self._expected) < MAX_TOKENS:
             return
         used = next((token for token in same if self._expected[token].visits.num), None)
         if used is None:
