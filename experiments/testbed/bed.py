@@ -200,6 +200,13 @@ class Bed:
                 total += kernel.counters(self.router_of(site), WAN)
         return total
 
+    def num_dropped(self) -> int:
+        """Packets that sites' shapers have dropped so far: what was lost and sent again."""
+        if len(self.layout.sites) < 2 or not self.link.rate_bits_per_s:
+            return 0
+        routers = [self.router_of(site) for site in range(len(self.layout.sites))]
+        return sum(kernel.num_dropped(name, way) for name in routers for way in (WAN, LAN))
+
     async def line_figures(self) -> dict[str, Any]:
         """What the delay line has done since it was last asked; empty where there is none."""
         return await self._ask_line({"is": "asked"}) if self._line is not None else {}
@@ -268,6 +275,10 @@ class Loopback:
     def crossing(self) -> Counters:
         """What went over the loopback; zeros where others share it."""
         return kernel.counters(self.namespace, "lo") if self.namespace else Counters()
+
+    def num_dropped(self) -> int:
+        """Nothing is shaped."""
+        return 0
 
     async def line_figures(self) -> dict[str, Any]:
         """There is no delay line."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import subprocess
@@ -66,6 +67,12 @@ def shape(namespace: str, interface: str, bits_per_s: float, queue_bytes: int) -
         *("tc", "-n", namespace, "qdisc", "replace", "dev", interface, "root", "tbf"),
         *("rate", f"{bits_per_s:.0f}bit", "burst", str(burst_bytes), "limit", str(queue_bytes)),
     )
+
+
+def num_dropped(namespace: str, interface: str) -> int:
+    """How many packets the interface's shaper has dropped because its queue was full."""
+    text = run_tool("tc", "-n", namespace, "-s", "-j", "qdisc", "show", "dev", interface)
+    return sum(int(discipline.get("drops", 0)) for discipline in json.loads(text))
 
 
 def inside(namespace: str, function: Callable[[], T]) -> T:

@@ -26,6 +26,8 @@ class Link:
     mtu_bytes: int = 1500
     # Of every peer's TCP.
     congestion_control: str = "bbr"
+    # What may wait before either way of a site; at least two products of rate and RTT.
+    least_queue_bytes: int = 256_000
 
     def __post_init__(self) -> None:
         if self.rate_bits_per_s < 0 or self.rtt_s < 0 or not 576 <= self.mtu_bytes <= 9000:
@@ -38,9 +40,9 @@ class Link:
 
     @property
     def queue_bytes(self) -> int:
-        """What waits before the link at most: two products of rate and RTT, as home routers do."""
+        """What waits before either way of a site at most."""
         product = int(self.rate_bits_per_s / 8 * self.rtt_s)
-        return max(2 * product, 256_000)
+        return max(2 * product, self.least_queue_bytes)
 
     def ideal_s(self, num_bytes: float) -> float:
         """How long so many payload bytes take in one direction at best: rate and 2 RTT."""

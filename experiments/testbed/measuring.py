@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -16,6 +17,9 @@ from experiments.testbed.machine_load import MAX_OTHERS_CORES, Moment
 from experiments.testbed.troupe import ActorFailed, Performance
 
 MAX_LATE_SHARE: Final = 0.01  # of a run's packets, delivered by the delay line after their time
+LISTEN_S: Final = 0.1
+SILENT_WITHIN_S: Final = 30.0
+MAX_IDLE_BYTES_PER_S: Final = 200_000  # beats and gossip, and nothing that is averaged
 SPARE_LAPS: Final = 2  # a benchmark tries 2 x repeats + so many laps before it gives up
 
 console = Console(stderr=True)
@@ -85,6 +89,16 @@ class Rules:
         return f"link: {complaint}" if complaint and self._is_strict else ""
 
 
+async def silence(bed: Bed | Loopback) -> str:
+    """Wait until nothing of an earlier round crosses any more. Returns a complaint if it does."""
+    for _ in range(int(SILENT_WITHIN_S / LISTEN_S)):
+        before = bed.crossing().sent_bytes
+        await asyncio.sleep(LISTEN_S)
+        if bed.crossing().sent_bytes - before < LISTEN_S * MAX_IDLE_BYTES_PER_S:
+            return ""
+    return "link: it is never idle"
+
+
 async def measure(
     bed: Bed | Loopback,
     perform: Callable[[], Awaitable[Performance]],
@@ -95,7 +109,8 @@ async def measure(
     lap: int,
 ) -> Run:
     """Look at the link, run a round, count its bytes, and say whether it counts."""
-    why_not = await rules.link_complaint(bed)
+    why_not = await silence(bed) or await rules.link_complaint(bed)
+    num_dropped = bed.num_dropped()
     await bed.line_figures()  # from here on
     before, bytes_before, load = Moment.now(), bed.crossing(), os.getloadavg()[0]
     try:
@@ -129,7 +144,9 @@ async def measure(
         load_1_min=round(load, 2),
         others_cores=round(others_cores, 3),
         why_not=why_not,
-        more={"delay_line": figures} if figures else {},
+        more={"delay_line": figures, "num_dropped": bed.num_dropped() - num_dropped}
+        if figures
+        else {},
     )
     tell(run)
     return run

@@ -63,6 +63,7 @@ def link_of(options: argparse.Namespace) -> Link:
         rtt_s=0.02,
         mtu_bytes=options.mtu,
         congestion_control=options.congestion_control,
+        least_queue_bytes=1_000_000,
     )
 
 
