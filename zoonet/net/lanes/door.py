@@ -130,9 +130,16 @@ class Door:
                 log.debug("cannot accept a lane: %s", error)
                 time.sleep(BREATH_S)
             return
-        threading.Thread(
+        thread = threading.Thread(
             target=self._receive, args=(stranger,), name="lane-in", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # as many threads as the system allows
+            log.warning("cannot take in lanes: %s", error)
+            stranger.close()
+            self._room.release()
+            time.sleep(BREATH_S)
 
     def _receive(self, stranger: socket.socket) -> None:
         """The thread of a connection: let it in, then serve it."""
