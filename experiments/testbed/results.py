@@ -101,6 +101,8 @@ def summary(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "contender": contender,
                 "num_runs": len(counted),
                 "seconds": _as_dict(measuring.spread(run.seconds for run in counted)),
+                # Of the peers' own processes; hivemind works in others of its own.
+                "cpu_s": _as_dict(measuring.spread(run.cpu_s for run in counted)),
                 "match_s": _as_dict(measuring.spread(run.match_s for run in counted)),
                 "crossing_bytes": _as_dict(
                     measuring.spread(float(run.crossing_bytes) for run in counted)
