@@ -54,13 +54,16 @@ class Forest:
         size: int = 1000,
         followers: Sequence[str] = (),
         codec: str = "fp32",
+        owners: Sequence[str] = (),
     ) -> None:
         self.size = size
         self.codec = codec_named(codec)
         self.memory = MemorySwarm()
         self.names = [name for site in sites for name in site if name not in followers]
         self.followers = followers
-        self.plan = sited(size, *sites, idle=followers)
+        names = [name for site in sites for name in site]
+        idle = [name for name in names if owners and name not in owners]
+        self.plan = sited(size, *sites, idle=[*followers, *idle])
         self.vectors = {name: vector_of(name, size) for name in self.names}
         self.transports: dict[str, MemoryTransport] = {}
         self.reducers: dict[str, TreeAllReduce] = {}

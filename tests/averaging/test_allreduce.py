@@ -328,3 +328,30 @@ def test_a_death_costs_one_contribution_with_a_lossy_codec_too(victim: str) -> N
         await forest.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("victim", ["ada", "cyd", "bob"])
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.08])
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_who_becomes_an_owner_had_nobodys_commitment_before(
+    victim: str, after_s: float, codec: str
+) -> None:
+    """Ada and cyd own every chunk in their sites, until one of them is lost."""
+
+    async def main() -> None:
+        forest = Forest(("ada", "bob"), ("cyd", "dan", "eve"), owners=("ada", "cyd"), codec=codec)
+        await forest.serve()
+        running = {name: asyncio.create_task(forest.average(name)) for name in forest.names}
+        await asyncio.sleep(after_s)
+        await forest.kill(victim)
+        running.pop(victim).cancel()
+        failure = await first_failure(running)
+        assert failure is not None and failure.missing == {peer(victim)}
+        began = asyncio.get_running_loop().time()
+        second = forest.without(victim)
+        found = await asyncio.gather(*(forest.average(name, second) for name in running))
+        only_one_of(dict(zip(running, found, strict=True)))
+        assert asyncio.get_running_loop().time() - began < 1.0
+        await forest.close()
+
+    run(main())

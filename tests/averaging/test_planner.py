@@ -18,6 +18,7 @@ from zoonet.averaging.plan import (
     Plan,
     Tree,
     check_shape,
+    chunk_values,
     num_chunks,
     repair,
 )
@@ -127,7 +128,7 @@ def test_any_sites_plan_with_the_fewest_bytes_and_serve_everyone(
 
 def test_equal_peers_of_equal_sites_get_equal_shares_and_a_tree_each() -> None:
     plan = planned(swarm(4, 4))
-    assert [tree.stop - tree.first for tree in plan.trees] == [32] * 8
+    assert [tree.stop - tree.first for tree in plan.trees] == [num_chunks(VALUES) // 8] * 8
     carried = loads(plan, plan.peers, PAYLOAD)
     assert all(load == carried[0] for load in carried)
 
@@ -323,7 +324,7 @@ def test_the_prediction_is_the_busiest_line_and_a_round_trip() -> None:
     forecast = predict(planned((peers, links)), peers, links, PAYLOAD, wan_rtt_s=0.05)
     assert forecast.link in ("wan up", "wan down")
     assert forecast.busy_s == pytest.approx(4 * VALUES / (100 * MBIT))
-    chunk_s = 2 * 4 * 64 * 1024 / (25 * MBIT)
+    chunk_s = 2 * 4 * chunk_values(VALUES) / (25 * MBIT)
     assert forecast.latency_s == pytest.approx(0.05 + chunk_s)
     assert forecast.wan_bytes == 2 * 4 * VALUES
 

@@ -104,6 +104,7 @@ class TreeAllReduce:
         self._links = LinkBook()
         self._scratch = memoryview(bytearray(self._wire.max_bytes(chunk_values(num_parameters))))
         self._mean_P: Vector | None = None
+        self._shared: memoryview | None = None
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -135,7 +136,9 @@ class TreeAllReduce:
         try:
             self._payload = payload = await _compute(
                 contribution_P.nbytes,
-                lambda: make_payload(contribution_P, self._wire.codec, self._feedback_P),
+                lambda: make_payload(
+                    contribution_P, self._wire.codec, self._feedback_P, shared=self._shared_buffer()
+                ),
             )
         except ValueError as error:
             raise WorkLost(f"this round's work cannot be encoded: {error}") from error
@@ -197,6 +200,14 @@ class TreeAllReduce:
     def _contributes(self, attempt: Attempt) -> bool:
         return self._payload is not None and self._payload.root in attempt.roots
 
+    def _shared_buffer(self) -> memoryview | None:
+        """Memory for a payload that peers on the same host can read, where there are any."""
+        if not self._wire.is_exact or "shm" not in self._outlets.paths().values():
+            return None
+        if self._shared is None or self._outlets.unsent_bytes:
+            self._shared = self._lanes.allocate(4 * self._num_parameters)
+        return self._shared
+
     def _mean_buffer(self) -> Vector:
         """A buffer for the mean: the last round's, unless somebody still reads from it."""
         if self._mean_P is None or self._outlets.unsent_bytes:
@@ -245,11 +256,13 @@ class TreeAllReduce:
         owing = {one.peer for one in awaited if one.num_come < one.num_all}
         refused = reduction.refused & contributors
         silences = {peer: min(now - listened, self._lanes.silent_s(peer)) for peer in owing}
-        silent = self._lateness.silent(silences)
-        begun = [one for one in awaited if self._lanes.silent_s(one.peer) < now - began]
-        late = self._lateness.late(begun, now - began)
+        begun = {one.peer for one in awaited if self._lanes.silent_s(one.peer) < now - began}
+        silent = self._lateness.silent(silences, begun)
+        late = self._lateness.late([one for one in awaited if one.peer in begun], now - began)
         missing = (refused | (broken & owing) | silent | late) & contributors
         if missing:
+            if silent:
+                self._lateness.accuse()
             why = [
                 f"{label}={[short(peer) for peer in sorted(peers & missing)]}"
                 for label, peers in (

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final
 
 from zoonet.averaging.deadlines import LearnedTimeout
 from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 
+FIRST_S: Final = 1.6  # of silence, while nothing is known: six beats of who waits for others
 PATIENCE: Final = 4.0  # how many times as long as half of the others one may take
+UNBEGUN: Final = 3.0  # how many times as long who has not begun may be silent
 ALONE: Final = 3.0  # how many times as long everybody together may be silent
 SPARE_S: Final = 5.0  # and this much longer: a slow link is no reason to work for nothing
 
@@ -23,7 +25,8 @@ class Lateness:
     """
 
     def __init__(self) -> None:
-        self._gaps = LearnedTimeout(first_s=5.0, floor_s=1.2, ceiling_s=15.0)
+        self._gaps = LearnedTimeout(first_s=FIRST_S, floor_s=1.2, ceiling_s=15.0)
+        self._doubt = 1.0  # grows with each accusation, until an attempt succeeds
         self._longest_gap_s = 0.0
         self._half_after_s: dict[bool, float] = {}
 
@@ -35,12 +38,22 @@ class Lateness:
     def succeed(self) -> None:
         """It came to a mean: its silences were usual ones."""
         self._gaps.observe(self._longest_gap_s)
+        self._doubt = 1.0
 
-    def silent(self, silences: dict[PeerId, float]) -> set[PeerId]:
-        """Of whom nothing has come for too long, by the seconds of silence of each."""
+    def accuse(self) -> None:
+        """Somebody was taken to be silent: if that was wrong, it must not go on for ever."""
+        self._doubt = min(8.0, 2 * self._doubt)
+
+    def silent(self, silences: dict[PeerId, float], begun: Container[PeerId]) -> set[PeerId]:
+        """Of whom nothing has come for too long, by the seconds of silence of each.
+
+        Who is not among the `begun` has sent nothing in this attempt yet: its news of it, or its
+        preparation, may take longer.
+        """
         self._longest_gap_s = max(self._longest_gap_s, *silences.values(), 0.0)
-        limit_s = self._gaps.timeout_s
-        silent = {peer for peer, silence_s in silences.items() if silence_s > limit_s}
+        limit_s = self._doubt * self._gaps.timeout_s
+        limits_s = {peer: limit_s * (1.0 if peer in begun else UNBEGUN) for peer in silences}
+        silent = {peer for peer, silence_s in silences.items() if silence_s > limits_s[peer]}
         if len(silent) > 1 and len(silent) == len(silences):
             # Who hears nobody at all should suspect its own machine first.
             return {peer for peer in silent if silences[peer] > ALONE * limit_s}

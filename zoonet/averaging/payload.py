@@ -30,14 +30,25 @@ class Payload:
         return root_of(self.digests)
 
 
-def make_payload(values_P: Vector, codec: Codec, feedback_P: Vector | None = None) -> Payload:
+def make_payload(
+    values_P: Vector,
+    codec: Codec,
+    feedback_P: Vector | None = None,
+    *,
+    shared: memoryview | None = None,
+) -> Payload:
     """Encode and hash a contribution (P,): two passes over it, work for a thread.
 
-    An exact codec sends the vector itself, which must not change any more. For others
+    An exact codec sends the vector itself, which must not change any more, or a copy of it in
+    `shared` memory (4 P bytes), which peers on the same host read for themselves. For others
     `feedback_P` is what the last payload has left out. Raises ValueError for values that cannot
     be encoded.
     """
     if codec.is_exact:
+        if shared is not None:
+            copy_P = np.frombuffer(shared, np.float32)
+            np.copyto(copy_P, values_P)
+            values_P = copy_P
         raw = values_P.view(np.uint8).data
         bounds = [
             chunk_bounds(values_P.size, number) for number in range(num_chunks(values_P.size))

@@ -28,7 +28,7 @@ MAX_MEMBERS: Final = 256
 MIN_CHUNK_VALUES: Final = 16 * 1024  # 64 KiB of fp32
 MAX_CHUNK_VALUES: Final = 256 * 1024  # 1 MiB of fp32
 CHUNK_STEP: Final = 4096  # chunks are multiples of this, which is what codecs work on
-GOOD_NUM_CHUNKS: Final = 256  # enough to share out evenly and to keep pipes full
+GOOD_NUM_CHUNKS: Final = 128  # enough to share out evenly and to keep pipes full
 FEWEST_CHUNKS: Final = 16  # of a small vector, so that several peers share the work
 MAX_TREES: Final = 1024
 

@@ -11,7 +11,7 @@ P = flat parameters, N = values of one chunk
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,6 +135,7 @@ class Reduction:
             for share, root in zip(attempt.contributions, attempt.roots, strict=True)
         }
         self._commitments: dict[int, bytes] = {}
+        self._committed_to: set[int] = set()  # who has this peer's own
         self._waiting: set[int] = set()  # who has sent all it can for now
         self._landing: dict[tuple[int, Kind, int], memoryview] = {}
         self._scratch = memoryview(bytearray(wire.max_bytes(chunk_values(mean_P.size))))
@@ -156,7 +157,7 @@ class Reduction:
             by_chunk = [role for role in roles for _ in range(role.tree.first, role.tree.stop)]
             if not self._chunks:
                 self._chunks = [_Chunk(role) for role in by_chunk]
-                self._commit_to(sorted({role.owner for role in roles} - {self._me}))
+            self._commit_to({role.owner for role in roles} - {self._me})
             for chunk, role in zip(self._chunks, by_chunk, strict=True):
                 chunk.role = role
             self._num_left = sum(not self._has_mean(chunk) for chunk in self._chunks)
@@ -175,11 +176,12 @@ class Reduction:
             receivers=tuple(receivers_of(plan, tree, self._me)),
         )
 
-    def _commit_to(self, owners: Iterable[int]) -> None:
+    def _commit_to(self, owners: set[int]) -> None:
         if self._payload is not None and self._me in self._contributors:
             header = self._header(Kind.COMMITMENT)
-            for owner in owners:
+            for owner in sorted(owners - self._committed_to):
                 self._post(self.peers[owner], header, self._payload.digests)
+            self._committed_to |= owners
 
     @property
     def is_complete(self) -> bool:
@@ -392,7 +394,8 @@ class Reduction:
                 raise InvalidPart(self.peers[sender], "non-finite values")
             return values_N
         start, stop = chunk_bounds(self._mean_P.size, header.chunk)
-        values_N = np.empty(stop - start, np.float32)
+        with self._lock:
+            values_N = self._buffer(stop - start)
         try:
             self._wire.codec.decode(landed, values_N)
         except ValueError as error:
