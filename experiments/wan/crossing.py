@@ -59,7 +59,7 @@ async def measure_layout(
 def link_of(options: argparse.Namespace) -> Link:
     """Slow enough for one process to carry four sites' packets."""
     return Link(
-        rate_bits_per_s=25e6,
+        rate_bits_per_s=options.crossing_mbit * 1e6,
         rtt_s=0.02,
         mtu_bytes=options.mtu,
         congestion_control=options.congestion_control,

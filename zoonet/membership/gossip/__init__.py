@@ -25,7 +25,7 @@ overhead c = 900 B): calls 2/4 s x c = 450; ids of news 45; new and renewed reco
 = 120; Gone 0.1/s x 190 x 2 = 40; reconciling 2/60 s x (3.3 kB + c) = 140; newcomers' tables
 0.056/s x 1 MB x 2 / 1,000 = 110; new connections 50: 950 of the 2,000 allowed. At 10,000 calls cost
 the same, what follows the number of records grows tenfold, and reconciling is done more rarely:
-three to four times as much in all. A second level would save some of it and could be attacked.
+about five times as much (measured). A second level would save some of it and could be attacked.
 
 `machine` is pure: (state, event, time, seed) -> effects. `Registry` drives it over a `Transport`.
 """
