@@ -23,12 +23,11 @@ from experiments.testbed.results import Bars, Goal
 from experiments.testbed.troupe import Troupe
 
 QUESTION: Final = "How long does an all-reduce take on one host, next to its floor and to rivals?"
-OURS: Final = ("zoonet-tls", "zoonet-shm")
-NOT_YET: Final = ("zoonet-int8",)  # the engine takes no codec yet
+OURS: Final = ("zoonet-tls", "zoonet-shm", "zoonet-int8")
 BARE: Final = ("floor", "gloo")
 RIVALS: Final = ("hivemind",)
 USUAL: Final = (*OURS, *BARE, *RIVALS)
-EVERYBODY: Final = (*USUAL, "hivemind-default", *NOT_YET)
+EVERYBODY: Final = (*USUAL, "hivemind-default")
 MIB: Final = 1 << 20
 
 
@@ -48,7 +47,7 @@ async def measure_size(
     async with AsyncExitStack() as stack:
         bed = await stack.enter_async_context(Loopback.open(num_peers))
         troupes: dict[str, Troupe] = {}
-        for group in (OURS, BARE, RIVALS, ("hivemind-default",), NOT_YET):
+        for group in (OURS, BARE, RIVALS, ("hivemind-default",)):
             if hosted := [name for name in group if name in names]:
                 nursery = await stack.enter_async_context(Nursery.open(hosted))
                 opened = Troupe.open(bed, hosted, nursery, num_values, folder)
