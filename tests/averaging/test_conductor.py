@@ -245,6 +245,25 @@ def test_who_is_lost_is_left_out_as_soon_as_one_peer_misses_it() -> None:
     assert attempt.plan.sites == all_done(conductor(), 5.0).plan.sites
 
 
+def test_who_is_quiet_to_the_coordinator_too_is_left_out_at_the_first_report() -> None:
+    """One report alone would cost both, since nobody could tell who of the two is at fault."""
+    lead = conductor()
+    all_done(lead, 5.0)
+    lead.quiet = frozenset(peers("dan"))
+    attempt = started(failed(lead, "bob", 6.0, "dan"))
+    assert attempt.contributors == peers("ada", "bob", "cyd")
+
+
+def test_who_is_quiet_but_missed_by_nobody_stays() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    lead.quiet = frozenset(peers("dan"))
+    assert lead.on_time(6.0) == []
+    assert failed(lead, "bob", 6.0, "cyd") == []
+    attempt = started(lead.on_time(7.1))
+    assert attempt.contributors == peers("ada", "dan")
+
+
 def test_who_is_lost_after_everyone_had_its_chunks_is_averaged_in() -> None:
     lead = conductor()
     all_done(lead, 5.0)

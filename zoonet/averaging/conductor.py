@@ -77,6 +77,7 @@ class Conductor:
     roots: dict[PeerId, bytes] = field(default_factory=dict)
     done_after_s: dict[PeerId, float] = field(default_factory=dict)
     lost: set[PeerId] = field(default_factory=set)
+    quiet: frozenset[PeerId] = frozenset()  # of whom the coordinator misses beats itself
     left_out: set[PeerId] = field(default_factory=set)
     stopped: dict[PeerId, float] = field(default_factory=dict)
     attempt: Attempt | None = None
@@ -218,8 +219,9 @@ class Conductor:
         return self._without_the_mute(live, now)
 
     def _is_plain(self) -> bool:
-        """Somebody cannot go on, and all who are accused of that are lost."""
-        return bool(self.told and self.pairs) and all(pair & self.lost for pair in self.pairs)
+        """Somebody cannot go on, and of each two one is lost, or quiet to the coordinator too."""
+        gone = self.lost | self.quiet
+        return bool(self.told and self.pairs) and all(pair & gone for pair in self.pairs)
 
     def _without_the_mute(self, live: set[PeerId], now: float) -> list[Order]:
         """Those who neither vote nor say why, long after this peer itself has voted."""
@@ -252,7 +254,7 @@ class Conductor:
         return [GiveUp("everyone has voted, but for different results", frozenset(others))]
 
     def _next_attempt(self, now: float) -> list[Order]:
-        accused = to_leave_out(self.pairs, self.me)
+        accused = self._accused()
         if self.attempt is not None and not accused & set(self.attempt.contributors):
             accused |= self.told - {self.me}  # they failed, and nobody failed them
         self.left_out |= accused
@@ -280,6 +282,12 @@ class Conductor:
         self.all_voted = self.asked = None
         self.slices = {}
         return [StartAttempt(self.attempt)]
+
+    def _accused(self) -> set[PeerId]:
+        """Whom to leave out: those whom the coordinator misses too, and in doubt others."""
+        gone = {peer for pair in self.pairs for peer in pair & (self.lost | self.quiet)}
+        unclear = {pair for pair in self.pairs if not pair & gone}
+        return gone | to_leave_out(unclear, self.me)
 
     def _make_attempt(self, number: int, contributions: tuple[Share, ...]) -> Attempt:
         contributors = [PeerId(share.peer) for share in contributions]

@@ -48,6 +48,7 @@ from zoonet.ranges import Ranges, count
 from zoonet.records import sign
 from zoonet.transport import Stream
 
+QUIET_BEATS: Final = 2.5
 MAX_UNSENT: Final = 64  # messages that wait for a follower to read; then it is lost
 
 log = logging.getLogger(__name__)
@@ -278,6 +279,7 @@ class Coordinator:
         assert self._conductor is not None
         while self._followers or not self._is_settled:
             if not self._is_settled:
+                self._conductor.quiet = self._quiet()
                 self._obey(self._conductor.on_time(self._now()))
             await asyncio.sleep(self._config.beat_s)
             for peer, heard in list(self._heard.items()):
@@ -411,8 +413,17 @@ class Coordinator:
             if self._conductor is not None:
                 self._obey_or_end(self._orders_on(stream.peer_id, message, self._conductor))
 
+    def _quiet(self) -> frozenset[PeerId]:
+        """Of whom more than two beats are missing. Of everybody: then this machine was away."""
+        limit_s = QUIET_BEATS * self._config.beat_s
+        now = self._now()
+        quiet = {peer for peer, heard in self._heard.items() if now - heard > limit_s}
+        others = self._heard.keys() - {self._me}
+        return frozenset() if quiet >= others else frozenset(quiet - {self._me})
+
     def _orders_on(self, peer: PeerId, message: object, conductor: Conductor) -> list[Order]:
         now = self._now()
+        conductor.quiet = self._quiet()
         match message:
             case Done(slots=slots, root=root):
                 return conductor.on_done(peer, slots, root, now)
