@@ -50,7 +50,7 @@ def test_the_all_reduce_benchmark_measures_everyone(tmp_path: Path) -> None:
     done = smoke("allreduce", tmp_path)
     assert done.returncode == 0, done.stderr
     result = result_of(tmp_path / "result.json")
-    assert counted(result) == {"zoonet-tls", "zoonet-shm", "floor", "gloo"}
+    assert counted(result) == {"zoonet-tls", "zoonet-shm", "zoonet-int8", "floor", "gloo"}
     assert all(run["num_digests"] == 1 for run in result["runs"])
 
 
