@@ -8,6 +8,8 @@ from typing import Any
 import zoonet.averaging  # noqa: F401  registers the records of rounds
 from zoonet.averaging.messages import Round, Share
 from zoonet.crypto import Identity
+from zoonet.membership.gossip import Gone, MemberRecord
+from zoonet.membership.gossip.item import subject_of
 from zoonet.records import (
     Hardware,
     JobList,
@@ -45,6 +47,16 @@ HONEST: dict[str, Body] = {
             version="0.1",
             started_at=NOW - 5,
         ),
+        MemberRecord(
+            peer_id=ADA.peer_id,
+            name="Adas Rechner",
+            roles=("worker",),
+            addresses=("/ip4/192.0.2.7/tcp/4001",),
+            hardware=Hardware(num_cpus=2, memory_bytes=8 << 30),
+            version="0.1",
+            started_at=NOW - 5,
+        ),
+        Gone(subject=subject_of(ADA.peer_id), seq=4),
         JobRecord(
             job_id=JOB_ID,
             name="tiny",
