@@ -31,7 +31,7 @@ from zoonet.net.lanes.certificates import (
     make_credentials,
     tls_context,
 )
-from zoonet.net.lanes.door import MAX_KNOCKING
+from zoonet.net.lanes.door import MAX_KNOCKING, secure
 from zoonet.net.lanes.live import MAX_CONNECTIONS_PER_PEER
 from zoonet.net.lanes.messages import (
     ASK,
@@ -222,6 +222,22 @@ def test_noise_instead_of_a_handshake_is_cut_off() -> None:
         assert await is_cut_off(sock)
 
     under_attack(attack)
+
+
+def test_a_stranger_that_resets_before_the_handshake_costs_no_descriptor() -> None:
+    own = make_credentials(0.0)
+    context = tls_context(own, own.certificate, is_server=True)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        stranger = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    stranger.close()  # with a reset
+    select.select([accepted], [], [])
+    descriptor = accepted.fileno()
+    with pytest.raises(ConnectionResetError):
+        secure(context, accepted, is_server=True)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_a_foreign_certificate_is_refused() -> None:

@@ -205,8 +205,21 @@ class Door:
         return Connection(tls, expected.peer_id, stall_timeout_s=stall_timeout_s)
 
 
+class _TlsSocket(ssl.SSLSocket):
+    """Closes itself where it cannot be made: Python 3.11 forgets it if the peer has reset."""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except OSError:
+            if self._sslobj is None:  # what was there before it became one
+                self.close()
+            raise
+
+
 def secure(context: ssl.SSLContext, sock: socket.socket, *, is_server: bool) -> ssl.SSLSocket:
     """Wrap a connected socket; the handshake comes later. Closes the socket where it fails."""
+    context.sslsocket_class = _TlsSocket
     try:
         return context.wrap_socket(sock, server_side=is_server, do_handshake_on_connect=False)
     except BaseException:
