@@ -212,7 +212,7 @@ class _TlsSocket(ssl.SSLSocket):
         try:
             return super().recv(buflen, flags)
         except OSError:
-            if self._sslobj is None:  # what was there before it became one
+            if self.version() is None:  # no handshake yet
                 self.close()
             raise
 
