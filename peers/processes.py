@@ -71,14 +71,19 @@ class Family:
             # A second Ctrl-C ends the process; until then the goodbye is not interrupted.
             await asyncio.shield(asyncio.ensure_future(self._end_all()))
 
-    async def start(self, name: str, arguments: Sequence[str]) -> Child:
-        """Start `zoonet ARGUMENTS` in a session of its own, stderr to a log file."""
+    async def start(
+        self, name: str, arguments: Sequence[str], *, module: str = "peers.cli"
+    ) -> Child:
+        """Start `zoonet ARGUMENTS` in a session of its own, stderr to a log file.
+
+        Or another module, as `python -m` would.
+        """
         log_path = self._directory / f"{name}.log"
         with log_path.open("wb") as log_file:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
-                "peers.cli",
+                module,
                 *arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -36,6 +36,8 @@ class HostConfig:
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
     # TCP port for bulk data, at the IP addresses of `listen`; 0: any free one.
     bulk_port: int = 0
+    # Bulk data to peers of this machine through shared memory, where the system can.
+    use_shm: bool = True
     # Addresses to tell others instead of those listened on (port forwarding, a name).
     announce: tuple[str, ...] = ()
     # Peers to join, each with its /p2p/<id>; tried all at once, and again while they are down.

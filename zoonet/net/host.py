@@ -8,6 +8,7 @@ import logging
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -293,11 +294,12 @@ class Host:
 
 def lanes_config(config: HostConfig) -> LanesConfig:
     """How the lanes of a host with that configuration are accepted."""
-    return LanesConfig(
+    lanes = LanesConfig(
         hosts=tuple(dict.fromkeys(filter(None, map(host_of, config.listen)))),
         port=config.bulk_port,
         announce=tuple(dict.fromkeys(filter(None, map(host_of, config.announce)))),
     )
+    return lanes if config.use_shm else replace(lanes, use_shm=False)
 
 
 def _outcome(

@@ -1,0 +1,1 @@
+"""Whether a peer's memory stays where it is while rounds go on and others come and go."""

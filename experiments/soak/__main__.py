@@ -1,0 +1,325 @@
+"""Does a peer's memory stay where it is through half an hour of rounds, deaths and returns?
+
+    python -m experiments.soak                  two swarms for 30 minutes, then copies
+    python -m experiments.soak --minutes 3      sooner, to try something
+    python -m experiments.soak --only copies    these alone
+    python -m experiments.soak --smoke          in a minute, whether it works
+
+One swarm averages in fp32, one in int8 with error feedback, side by side. In each, six real peers
+(daemon, records, replica, rounds, TLS and shared memory) play a round every few seconds, and each
+minute one of two is killed or leaves, and comes back 20 s later. Judged are the other four.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.soak import copies
+from experiments.soak.swarm import Peer, Settings, Swarm
+from experiments.soak.watch import MEASURES, deviation, growth, windows
+from experiments.testbed import command, results
+from experiments.testbed.results import Goal
+from peers.processes import Family
+
+QUESTION: Final = "Does a peer's memory stay where it is while rounds go on and others come and go?"
+MIB: Final = 1 << 20
+MAX_DEVIATION: Final = 0.05
+MAX_COPIES: Final = 2.0
+SPARE: Final = 1.0  # threads and descriptors by which medians may differ: others come and go
+COLOURS: Final = ("#1f6f8b", "#e6a23c", "#6aa84f", "#8e7cc3", "#99a8b2", "#c9b8a8")
+
+console = Console(stderr=True)
+
+
+def parse() -> argparse.Namespace:
+    """The command's options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.soak",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--codecs", default="fp32,int8", help="a swarm each, by comma")
+    parser.add_argument("--size-mib", type=float, default=16, help="of the payload in fp32")
+    parser.add_argument("--period", type=float, default=6, help="seconds from round to round")
+    parser.add_argument("--warm-up", type=int, default=5, help="the minute whose level counts")
+    parser.add_argument("--only", choices=("soak", "copies"), default="")
+    parser.add_argument("--copies-mib", type=float, default=64)
+    parser.add_argument("--smoke", action="store_true", help="whether it works; no figures")
+    parser.add_argument("--out", type=Path, help="the JSON (default in experiments/results)")
+    options = parser.parse_args()
+    if options.smoke:
+        options.minutes, options.codecs, options.warm_up = 0.4, "fp32", 0
+        options.size_mib, options.copies_mib, options.period = 1.0, 1.0, 1.0
+    return options
+
+
+def settings_of(codec: Any, options: argparse.Namespace) -> Settings:
+    """How one swarm is soaked."""
+    settings = Settings(codec=codec, size_mib=options.size_mib, period_s=options.period)
+    if options.smoke:
+        few = replace(settings, num_staying=1, num_leaving=1, shm="none")
+        return replace(few, churn_s=8.0, away_s=2.0, sample_s=0.7)
+    return settings
+
+
+async def soak(settings: Settings, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One swarm from its start to its end; what was seen of it."""
+    async with Family(folder).keep() as family, AsyncExitStack() as stack:
+        swarm = Swarm(family, folder / settings.codec, settings)
+        await swarm.start(stack)
+        console.print(f"{settings.codec}: all peers are up")
+        await swarm.submit()
+        console.print(f"{settings.codec}: all are in rounds; {options.minutes:g} minutes from here")
+        first_round, began = await swarm.num_rounds(), time.monotonic()
+        try:
+            await swarm.soak(60 * options.minutes)
+        finally:
+            seen = told_of(swarm, options)
+        seen["num_rounds"] = await swarm.num_rounds() - first_round
+        seen["seconds"] = round(time.monotonic() - began, 1)
+        return seen
+
+
+def told_of(swarm: Swarm, options: argparse.Namespace) -> dict[str, Any]:
+    """What the result says of a swarm."""
+    window_s = 5.0 if options.smoke else 60.0
+    staying = swarm.staying()
+    return {
+        "codec": swarm.settings.codec,
+        "settings": asdict(swarm.settings),
+        "events": swarm.told_events(),
+        "cores": round(sum(cores_of(peer) for peer in staying) / len(staying), 3),
+        "peers": [told_of_peer(peer, swarm, options, window_s) for peer in swarm.peers],
+    }
+
+
+def cores_of(peer: Peer) -> float:
+    """Processor time a second, of a peer that stayed."""
+    if len(peer.samples) < 2:
+        return 0.0
+    first, last = peer.samples[0], peer.samples[-1]
+    return (last.cpu_s - first.cpu_s) / (last.at_s - first.at_s)
+
+
+def told_of_peer(
+    peer: Peer, swarm: Swarm, options: argparse.Namespace, window_s: float
+) -> dict[str, Any]:
+    """Minutes of every measure, and for one that stayed what became of it."""
+    found = {measure: windows(peer.samples, measure, window_s) for measure in MEASURES}
+    told: dict[str, Any] = {
+        "peer": peer.number,
+        "is_staying": peer in swarm.staying(),
+        "uses_shm": swarm.settings.uses_shm(peer.number),
+        "paths": peer.told.get("paths", {}),
+        "num_samples": len(peer.samples),
+        "windows": {
+            measure: [[w.minute, round(w.median), round(w.least), round(w.largest)] for w in each]
+            for measure, each in found.items()
+        },
+    }
+    if told["is_staying"]:
+        told |= {
+            f"{measure}_deviation": deviation(found[measure], options.warm_up)
+            for measure in MEASURES
+            if measure.endswith("bytes")
+        }
+        told |= {
+            f"{measure}_growth": growth(found[measure], options.warm_up)
+            for measure in MEASURES
+            if measure.startswith("num")
+        }
+    told["trace"] = [[round(s.at_s, 1), round(s.rss_bytes / MIB, 1)] for s in peer.samples]
+    return told
+
+
+def worst(swarm: dict[str, Any], name: str) -> float | None:
+    """The largest of a figure among those who stayed; None where any lacks it."""
+    values = [peer.get(name) for peer in swarm["peers"] if peer["is_staying"]]
+    known = [value for value in values if value is not None]
+    return max(known) if known and len(known) == len(values) else None
+
+
+def goals_of(found: dict[str, Any]) -> list[Goal]:
+    """What was promised."""
+    goals = []
+    for swarm in found["swarms"]:
+        codec = swarm["codec"]
+        off = worst(swarm, "rss_bytes_deviation")
+        goals += [
+            Goal(f"{codec}: RSS off its level after warm-up, share", off, MAX_DEVIATION),
+            Goal(f"{codec}: threads, growth", worst(swarm, "num_threads_growth"), SPARE),
+            Goal(f"{codec}: descriptors, growth", worst(swarm, "num_descriptors_growth"), SPARE),
+            Goal(f"{codec}: tasks, growth", worst(swarm, "num_tasks_growth"), SPARE),
+        ]
+    for variant in dict.fromkeys(each["variant"] for each in found["copies"]):
+        most = copies.largest(found["copies"], variant)
+        goals.append(Goal(f"{variant}: copies beside contribution and mean", most, MAX_COPIES))
+    return goals
+
+
+def tables_of(found: dict[str, Any]) -> list[Table]:
+    """What a person reads."""
+    tables = []
+    for swarm in found["swarms"]:
+        title = f"{swarm['codec']}: {swarm['num_rounds']} rounds, {swarm['cores']:.2f} core a peer"
+        table = Table(title=title)
+        for column in ("peer", "RSS, MiB", "off by", "PSS off by", "own off by", "peak off by"):
+            table.add_column(column, justify="right")
+        for column in ("daemon, MiB", "off by", "threads", "descriptors", "tasks"):
+            table.add_column(column, justify="right")
+        for peer in swarm["peers"]:
+            if peer["is_staying"]:
+                table.add_row(*row_of(peer))
+        tables.append(table)
+    if found["copies"]:
+        table = Table(title="copies of the payload beside contribution and mean, at most")
+        for column in ("", "first round", "later rounds", "between rounds"):
+            table.add_column(column, justify="right")
+        for each in found["copies"]:
+            figures = (each["first_round"], each["later_rounds"], each["between_rounds"])
+            table.add_row(each["variant"], *(f"{max(values):.2f}" for values in figures))
+        for each in found["whole_peers"]:
+            table.add_row(f"whole peer, {each['codec']}", "", f"{max(each['peak']):.2f} in all", "")
+        tables.append(table)
+    return tables
+
+
+def row_of(peer: dict[str, Any]) -> list[str]:
+    """One peer that stayed."""
+
+    def last(measure: str) -> float:
+        return float(peer["windows"][measure][-1][1])
+
+    def share(measure: str) -> str:
+        value = peer[f"{measure}_deviation"]
+        return "-" if value is None else f"{value:.1%}"
+
+    def count(measure: str) -> str:
+        value = peer[f"{measure}_growth"]
+        return f"{last(measure):.0f}" + ("" if value is None else f" ({value:+.0f})")
+
+    return [
+        f"{peer['peer']} {'shm' if peer['uses_shm'] else 'TLS'}",
+        f"{last('rss_bytes') / MIB:.0f}",
+        *(share(measure) for measure in ("rss_bytes", "pss_bytes", "own_bytes", "peak_rss_bytes")),
+        f"{last('daemon_rss_bytes') / MIB:.0f}",
+        share("daemon_rss_bytes"),
+        *(count(measure) for measure in ("num_threads", "num_descriptors", "num_tasks")),
+    ]
+
+
+def plot(found: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
+    """RSS over time, a panel for each swarm; deaths, goodbyes and returns are marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    swarms = found["swarms"]
+    if not swarms:
+        return
+    figure, axes = pyplot.subplots(
+        len(swarms), 1, figsize=(10, 0.6 + 3.6 * len(swarms)), sharex=True, squeeze=False
+    )
+    for panel, swarm in zip(axes[:, 0], swarms, strict=True):
+        draw(panel, swarm, options.warm_up)
+    axes[-1, 0].set_xlabel("minutes")
+    figure.suptitle(QUESTION, fontsize=11)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def draw(panel: Any, swarm: dict[str, Any], warm_up: int) -> None:
+    """One swarm's panel."""
+    for peer in swarm["peers"]:
+        colour = COLOURS[peer["peer"] % len(COLOURS)]
+        kind = "shm + TLS" if peer["uses_shm"] else "TLS"
+        minutes = [at_s / 60 for at_s, _ in peer["trace"]]
+        rss = [mib for _, mib in peer["trace"]]
+        if not peer["is_staying"]:
+            panel.plot(
+                minutes, rss, ".", markersize=1.2, color=colour, label=f"comes and goes, {kind}"
+            )
+            continue
+        panel.plot(minutes, rss, linewidth=0.4, alpha=0.35, color=colour)
+        found = peer["windows"]["rss_bytes"]
+        steps = [(minute + 0.5, median / MIB) for minute, median, _, _ in found]
+        panel.plot(*zip(*steps, strict=True), linewidth=1.8, color=colour, label=f"stays, {kind}")
+        level = next((median / MIB for minute, median, _, _ in found if minute == warm_up), None)
+        if level is not None and peer["peer"] == 0:
+            bounds = (level * (1 - MAX_DEVIATION), level * (1 + MAX_DEVIATION))
+            panel.axhspan(
+                *bounds, alpha=0.12, color=colour, label="5 % around the first one's level"
+            )
+    marks = {"killed": ("x", "#c0504d"), "left": ("v", "#8a6d3b"), "came back": ("^", "#3c763d")}
+    bottom = panel.get_ylim()[0]
+    for how, (marker, colour) in marks.items():
+        at = [event["at_s"] / 60 for event in swarm["events"] if event["how"] == how]
+        panel.plot(at, [bottom] * len(at), marker, color=colour, label=how, clip_on=False)
+    title = f"{swarm['codec']}, {swarm['settings']['size_mib']:g} MiB, {swarm['num_rounds']} rounds"
+    panel.set(ylabel="resident MiB", title=f"{title} (thick: medians of minutes)")
+    panel.legend(fontsize=7, ncols=4, loc="lower right")
+
+
+async def everything(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The swarms side by side, then the copies."""
+    found: dict[str, Any] = {"swarms": [], "copies": [], "whole_peers": []}
+    codecs = options.codecs.split(",")
+    if options.only != "copies":
+        runs = [soak(settings_of(codec, options), options, folder) for codec in codecs]
+        found["swarms"] = await asyncio.gather(*runs)
+    if options.only != "soak":
+        size = options.copies_mib
+        for variant in ("tls",) if options.smoke else copies.VARIANTS:
+            console.print(f"copies: {variant}")
+            num_peers = 2 if options.smoke else 4
+            found["copies"].append(await copies.of_the_averager(variant, num_peers, size, folder))
+        for codec in () if options.smoke else codecs:
+            console.print(f"copies: whole peers, {codec}")
+            settings = replace(settings_of(codec, options), size_mib=size, num_leaving=0)
+            found["whole_peers"].append(await copies.of_whole_peers(settings, folder))
+    return found
+
+
+def main() -> None:
+    """Run, print tables, write one JSON and one plot."""
+    options = parse()
+    found = command.run(lambda folder: everything(options, folder))
+    goals = goals_of(found)
+    settings = {
+        "minutes": options.minutes,
+        "size_mib": options.size_mib,
+        "period_s": options.period,
+        "warm_up_minute": options.warm_up,
+        "copies_mib": options.copies_mib,
+        "windows": "[minute, median, least, largest]",
+        "trace": "[seconds, resident MiB]",
+    }
+    path = results.write(
+        "soak",
+        QUESTION,
+        (),
+        goals,
+        settings=settings,
+        is_smoke=options.smoke,
+        out=options.out,
+        more=found,
+    )
+    plot(found, options, path.with_suffix(".png"))
+    results.show(*tables_of(found), results.goals_table(goals))
+
+
+if __name__ == "__main__":
+    main()
