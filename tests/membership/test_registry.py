@@ -175,6 +175,39 @@ def test_a_peer_cut_off_for_a_while_is_back_when_the_cut_is_mended() -> None:
     tell(story)
 
 
+def test_a_peer_that_is_cut_off_from_all_takes_none_of_them_for_dead() -> None:
+    async def story(swarm: MemorySwarm) -> None:
+        async with members(swarm, 8) as found:
+            await asyncio.sleep(60)
+            lone, *others = found
+            for one in others:
+                swarm.faults.cut(lone.identity.peer_id, one.identity.peer_id)
+            await asyncio.sleep(150)
+            assert len(lone.knows) == 7
+            assert not any(lone.registry.is_known_gone(one.identity.peer_id) for one in others)
+            assert all(len(one.knows) == 6 for one in others)
+
+    tell(story)
+
+
+def test_a_peer_cut_off_for_an_hour_knows_that_it_knows_nobody_and_comes_back() -> None:
+    async def story(swarm: MemorySwarm) -> None:
+        async with members(swarm, 8) as found:
+            await asyncio.sleep(60)
+            lone, *others = found
+            for one in others:
+                swarm.faults.cut(lone.identity.peer_id, one.identity.peer_id)
+            await asyncio.sleep(3600)
+            assert lone.knows == set() and not lone.registry.is_member
+            for one in others:
+                swarm.faults.heal(lone.identity.peer_id, one.identity.peer_id)
+            await asyncio.sleep(60)
+            assert lone.registry.is_member
+            assert all(len(one.knows) == 7 for one in found)
+
+    tell(story)
+
+
 def test_two_swarms_that_meet_in_one_pair_become_one() -> None:
     async def story(swarm: MemorySwarm) -> None:
         async with members(swarm, 5) as left, AsyncExitStack() as stack:

@@ -18,7 +18,9 @@ of three others (2 RTT). Bounded in records, in bytes and per author; full: a ke
   the verified table, one renewed every `rotate_s`: shouting does not help to get chosen.
 * **Death.** Records live twelve hours: there are no heartbeats. A watcher that gets no answer
   thrice signs `Gone`; two of the eight ring successors make a verdict, one's own is a goodbye. An
-  accused peer that lives signs a newer record: its own word beats every accusation.
+  accused peer that lives signs a newer record: its own word beats every accusation. A watcher
+  whose calls to others fail as well suspects itself and accuses nobody; after five minutes of
+  that it knows that it knows nobody, and joins anew.
 
 Bytes a second at 1,000 peers, 20 %/h churn, both directions (record 630 B, Gone 190 B, a call's
 overhead c = 900 B): calls 2/4 s x c = 450; ids of news 45; new and renewed records 0.1/s x 630 x 2

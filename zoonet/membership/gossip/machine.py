@@ -35,7 +35,7 @@ MAX_PAGES: Final = 4  # fetched at once
 MAX_JOIN_PAGES: Final = 64  # the same of a newcomer, from each contact
 MAX_HOT: Final = 2048
 RECONCILE_MEMBERS: Final = 2000  # up to which tables are compared every `reconcile_s`
-ABSENCE_S: Final = 300.0  # without a tick: a laptop that slept
+ABSENCE_S: Final = 300.0  # without a tick or any answer: a laptop that slept, or was cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,7 @@ class Machine:
         self._renew_at = 0.0 if own is None else self._renewal(own)
         self._refute_at = 0.0
         self._ticked_at = math.inf
+        self._unanswered_since = math.inf  # the first call that failed, since the last answer
         self._seed = seed
 
     # Events.
@@ -133,8 +134,8 @@ class Machine:
 
     def tick(self, now: float) -> list[Effect]:
         """Time passes: call the next neighbour, renew what runs out."""
-        if now - self._ticked_at > ABSENCE_S:
-            self._start_over()
+        if now - min(self._ticked_at, self._unanswered_since) > ABSENCE_S:
+            self._start_over(now)
         self._ticked_at = now
         self.table.expire(now)
         self._cool(now)
@@ -147,10 +148,8 @@ class Machine:
             effects += self.join(now)
         if self._num_pending:  # the table comes first
             return effects
-        target = self.neighbours.next_target()
-        if target is not None:
-            effects.append(Call(target[0], self._exchange(*target, now)))
-        return effects
+        targets = self.neighbours.next_targets()
+        return effects + [Call(peer, self._exchange(peer, ids, now)) for peer, ids in targets]
 
     def on_ask(self, caller: PeerId, ask: Ask, now: float) -> tuple[Told, list[Effect]]:
         """A peer asks: what to answer, and what else to do."""
@@ -181,6 +180,7 @@ class Machine:
     def on_told(self, call: Call, told: Told, now: float) -> list[Effect]:
         """A peer has answered."""
         self.neighbours.answered(call.peer_id)
+        self._unanswered_since = math.inf
         effects = self._take(told.news, now)
         if call.share >= 0:
             self._num_pending -= 1
@@ -197,6 +197,8 @@ class Machine:
 
     def on_failure(self, call: Call, now: float) -> list[Effect]:
         """A peer did not answer."""
+        if self.table.num_members > 1:
+            self._unanswered_since = min(self._unanswered_since, now)
         if call.share >= 0:
             self._num_pending -= 1
             self.has_tried = self.has_tried or self._num_pending == 0
@@ -213,12 +215,18 @@ class Machine:
 
     # Within.
 
-    def _start_over(self) -> None:
-        """After a long sleep: who died meanwhile must not be brought back by us. Join anew."""
+    def _start_over(self, now: float) -> None:
+        """After a long absence: who died meanwhile must not be brought back by us. Join anew.
+
+        Jobs stay: the newest word of their authors stands, and nobody else may be left to tell it.
+        """
         known = [item.author for item in self.table.members() if item.author != self.peer_id]
         self._random.shuffle(known)
         self._seed += 1
+        jobs = self.table.jobs()
         self.table = Table(self.peer_id, self.config, seed=self._seed)
+        for item in jobs:
+            self.table.add(item, now)
         self.neighbours = self._new_neighbours()
         self._fresh.clear()
         self._hot.clear()
@@ -228,6 +236,7 @@ class Machine:
         self.is_complete = False
         self._num_pending = 0
         self._renew_at = 0.0  # others take us for dead
+        self._unanswered_since = math.inf
 
     def _renewal(self, own: Item) -> float:
         """When to sign our record again; not everyone at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from itertools import islice
 from random import Random
 from typing import Final
@@ -19,6 +20,14 @@ MAX_OFFERS: Final = 256
 LOST_SHARE: Final = 0.25  # of the rounds of calls that try a peer taken for dead
 
 Target = tuple[PeerId, tuple[int, ...]]  # whom to call, and ids of records to ask it for
+
+
+@dataclass(frozen=True, slots=True)
+class _Misses:
+    """Calls without an answer of one peer that count, and how many answers there were by then."""
+
+    num: int
+    num_answers: int
 
 
 class Neighbours:
@@ -38,7 +47,8 @@ class Neighbours:
         self._ring_version = -1
         self._rotate_at = 0.0
         self._round: list[PeerId] = []  # whom to call next
-        self._misses: dict[PeerId, int] = {}
+        self._misses: dict[PeerId, _Misses] = {}
+        self._num_answers = 0  # of anybody to our calls
         self._waiting: set[PeerId] = set()  # for their answer to a tick's call
         self._offers: dict[int, PeerId] = {}  # ids of news that others have and we lack
         self._was_offer = False
@@ -73,15 +83,21 @@ class Neighbours:
             if item is not None and item.author not in self.partners:
                 self.partners.append(item.author)
 
-    def next_target(self) -> Target | None:
-        """Whom to call now; it counts as waited for until `answered` or `missed`."""
-        target = self._suspect() or self._best_offer() or self._next_in_round()
-        if target is not None:
-            self._waiting.add(target[0])
-        return target
+    def next_targets(self) -> list[Target]:
+        """Whom to call now; they count as waited for until `answered` or `missed`.
+
+        Beside a suspect another peer is called: its answer shows that it is not we who are cut off.
+        """
+        suspect = self._suspect()
+        other = self._best_offer() if suspect is None else None
+        targets = [suspect, other or self._next_in_round(besides=suspect)]
+        found = [target for target in targets if target is not None]
+        self._waiting.update(peer_id for peer_id, _ in found)
+        return found
 
     def answered(self, peer_id: PeerId) -> None:
         """A peer has answered a call."""
+        self._num_answers += 1
         self._misses.pop(peer_id, None)
         self._waiting.discard(peer_id)
 
@@ -90,13 +106,21 @@ class Neighbours:
         self._misses.pop(peer_id, None)
 
     def missed(self, peer_id: PeerId) -> bool:
-        """A peer did not answer; tell whether that was once too often."""
+        """A peer did not answer; tell whether that was once too often.
+
+        After the first time it counts only where anybody else has answered since the last that
+        counted: a peer whose calls all fail has itself to suspect. Where nobody else is known,
+        each counts.
+        """
         self._waiting.discard(peer_id)
         if peer_id in self.contacts and self._table.num_members > 1:
             self.contacts.remove(peer_id)
-        num = self._misses.pop(peer_id, 0) + 1
-        if num < self._config.num_misses:
-            self._misses[peer_id] = num
+        before = self._misses.pop(peer_id, _Misses(0, -1))
+        is_alone = self._table.num_members <= 2
+        if is_alone or self._num_answers > before.num_answers:
+            before = _Misses(before.num + 1, self._num_answers)
+        if before.num < self._config.num_misses:
+            self._misses[peer_id] = before
             if len(self._misses) > MAX_MISSES:
                 del self._misses[next(iter(self._misses))]
             return False
@@ -148,14 +172,14 @@ class Neighbours:
             return None
         return peer_id, tuple(i for i, p in offers.items() if p == peer_id)[:MAX_WANT]
 
-    def _next_in_round(self) -> Target | None:
+    def _next_in_round(self, besides: Target | None) -> Target | None:
         if not self._round:
             self._round = self.all()
             self._random.shuffle(self._round)
             self._round += self._strangers()
         while self._round:
             peer_id = self._round.pop(0)
-            if peer_id not in self._waiting:
+            if peer_id not in self._waiting and (besides is None or peer_id != besides[0]):
                 return peer_id, ()
         return None
 

@@ -175,7 +175,10 @@ class Registry:
         while True:
             if self._must_renew:
                 await self.renew()
+            was_complete = self.is_complete
             self._carry_on(self.machine.tick(self._clock.now()))
+            if was_complete and not self.is_complete:
+                log.warning("out of touch with all other peers for minutes: joining anew")
             pause_s = self.config.tick_s * self._random.uniform(0.8, 1.2)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
