@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
 from random import Random
 
 from zoonet.crypto import PeerId
 from zoonet.membership.gossip.entries import (
     NUM_BUCKETS,
-    ByKey,
-    Votes,
-    Weights,
+    Index,
     add_to,
     bucket_of,
-    index,
     take_from,
-    unindex,
-    weigh,
 )
 from zoonet.membership.gossip.item import Item
 
@@ -40,15 +35,9 @@ class Base:
         for item in self.items:
             add_to(self.sums, item.id)
             self.buckets[bucket_of(item.id)].append(item)
-        self.ring = sorted(item.position for item in self.items if item.is_member)
-        self.at = {item.position: item for item in self.items if item.is_member}
-        self.by_key: ByKey = {}
-        self.votes: Votes = {}
-        self.weights: Weights = {}
+        self.index = Index()
         for item in self.items:
-            if not item.is_member:
-                index(item, self.by_key, self.votes)
-                weigh(self.weights, item, item.num_bytes)
+            self.index.put(item)
         self.num_bytes = sum(item.num_bytes for item in self.items)
 
 
@@ -63,21 +52,18 @@ class Layered:
         self.num_bytes = base.num_bytes
         self.ring_version = 0
         self._base = base
+        self._below = base.index
         self._taken: set[int] = set()  # ids of the base that no longer stand
         self._taken_places: set[int] = set()  # ring positions of the base that no longer stand
         self._own: dict[bytes, Item] = {}
         self._own_ids: dict[int, Item] = {}
-        self._ring: list[int] = []
-        self._at: dict[int, Item] = {}
+        self._index = Index()  # of own items; its weights less those of the base that were taken
         self._by_expiry: list[Item] = []
-        self._by_key: ByKey = {}
-        self._votes: Votes = {}
-        self._weights: Weights = {}  # of own items, less those of the base that were taken
         self._num_expired = 0  # of the base, from its first
 
     @property
     def num_members(self) -> int:
-        return len(self._base.ring) - len(self._taken_places) + len(self._ring)
+        return len(self._below.ring) - len(self._taken_places) + len(self._index.ring)
 
     def __len__(self) -> int:
         return len(self._base.by_slot) - len(self._taken) + len(self._own)
@@ -102,34 +88,23 @@ class Layered:
         add_to(self.sums, item.id)
         self.num_bytes += item.num_bytes
         heapq.heappush(self._by_expiry, item)
-        if item.is_member:
-            insort(self._ring, item.position)
-            self._at[item.position] = item
-            self.ring_version += 1
-        else:
-            index(item, self._by_key, self._votes)
-            weigh(self._weights, item, item.num_bytes)
+        self.ring_version += item.is_member
+        self._index.put(item)
 
     def remove(self, item: Item) -> None:
         take_from(self.sums, item.id)
         self.num_bytes -= item.num_bytes
-        is_own = self._own.get(item.slot) is item
-        if is_own:
+        self.ring_version += item.is_member
+        if self._own.get(item.slot) is item:
             del self._own[item.slot]
             del self._own_ids[item.id]
+            self._index.remove(item)
+            return
+        self._taken.add(item.id)
+        if item.is_member:
+            self._taken_places.add(item.position)
         else:
-            self._taken.add(item.id)
-        if not item.is_member:
-            weigh(self._weights, item, -item.num_bytes)
-            if is_own:
-                unindex(item, self._by_key, self._votes)
-        else:
-            self.ring_version += 1
-            if is_own:
-                del self._ring[bisect_left(self._ring, item.position)]
-                del self._at[item.position]
-            else:
-                self._taken_places.add(item.position)
+            self._index.weigh(item, -item.num_bytes)
 
     def items(self) -> Iterator[Item]:
         yield from self._own.values()
@@ -143,34 +118,36 @@ class Layered:
         yield from (item for item in self._own.values() if bucket_of(item.id) in chosen)
 
     def under(self, key: str) -> tuple[Item, ...]:
-        return self._standing(self._base.by_key.get(key, ())) + self._by_key.get(key, ())
+        own = self._index.by_key.get(key, ())
+        return self._standing(self._below.by_key.get(key, ())) + own
 
     def shelves(self) -> Iterator[str]:
-        yield from (key for key in {**self._base.by_key, **self._by_key} if self.under(key))
+        keys = {**self._below.by_key, **self._index.by_key}
+        yield from (key for key in keys if self.under(key))
 
     def votes(self, subject: bytes) -> tuple[Item, ...]:
-        return self._standing(self._base.votes.get(subject, ())) + self._votes.get(subject, ())
+        own = self._index.votes.get(subject, ())
+        return self._standing(self._below.votes.get(subject, ())) + own
 
     def _standing(self, items: tuple[Item, ...]) -> tuple[Item, ...]:
         return tuple(item for item in items if item.id not in self._taken)
 
     def weight(self, author: PeerId, *, is_vote: bool) -> int:
-        slot = (author, is_vote)
-        return self._base.weights.get(slot, 0) + self._weights.get(slot, 0)
+        return sum(i.weight(author, is_vote=is_vote) for i in (self._below, self._index))
 
     def after(self, position: int) -> Iterator[Item]:
-        return self._walk(
-            bisect_left(self._base.ring, position + 1), bisect_left(self._ring, position + 1), 1
-        )
+        return self._walk(*self._places(position + 1), 1)
 
     def before(self, position: int) -> Iterator[Item]:
-        return self._walk(
-            bisect_left(self._base.ring, position) - 1, bisect_left(self._ring, position) - 1, -1
-        )
+        below, own = self._places(position)
+        return self._walk(below - 1, own - 1, -1)
+
+    def _places(self, position: int) -> tuple[int, int]:
+        return bisect_left(self._below.ring, position), bisect_left(self._index.ring, position)
 
     def _walk(self, base_index: int, own_index: int, step: int) -> Iterator[Item]:
         """Both rings merged in one direction, from these places once around."""
-        base_ring, own_ring = self._base.ring, self._ring
+        base_ring, own_ring = self._below.ring, self._index.ring
         num_base, num_own = len(base_ring), len(own_ring)
         base_left, own_left = num_base, num_own
         while base_left or own_left:
@@ -187,23 +164,23 @@ class Layered:
             else:
                 is_base = bool(base_left)
             if is_base:
-                yield self._base.at[base_ring[base_index % num_base]]
+                yield self._below.at[base_ring[base_index % num_base]]
                 base_index += step
                 base_left -= 1
             else:
-                yield self._at[own_ring[own_index % num_own]]
+                yield self._index.at[own_ring[own_index % num_own]]
                 own_index += step
                 own_left -= 1
 
     def random_member(self, random: Random) -> Item:
-        num_base = len(self._base.ring)
+        num_base = len(self._below.ring)
         while True:
-            number = random.randrange(num_base + len(self._ring))
+            number = random.randrange(num_base + len(self._index.ring))
             if number >= num_base:
-                return self._at[self._ring[number - num_base]]
-            position = self._base.ring[number]
+                return self._index.at[self._index.ring[number - num_base]]
+            position = self._below.ring[number]
             if position not in self._taken_places:
-                return self._base.at[position]
+                return self._below.at[position]
 
     def pop_expired(self, now: float) -> list[Item]:
         found = []

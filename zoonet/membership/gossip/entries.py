@@ -7,7 +7,7 @@ from array import array
 from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator
 from random import Random
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from zoonet.crypto import PeerId
 from zoonet.membership.gossip.item import Item
@@ -105,41 +105,61 @@ def take_from(sums: array[int], item_id: int) -> None:
     sums[bucket] = (sums[bucket] - item_id) & _MASK
 
 
-ByKey = dict[str, tuple[Item, ...]]
-Votes = dict[bytes, tuple[Item, ...]]
-Weights = dict[tuple[PeerId, bool], int]
+class Index:
+    """Where items are found: by their place on the ring, by key, by whom they accuse."""
+
+    def __init__(self) -> None:
+        self.ring: list[int] = []  # places of the members, in order
+        self.at: dict[int, Item] = {}
+        self.by_key: dict[str, tuple[Item, ...]] = {}  # neither members nor accusations
+        self.votes: dict[bytes, tuple[Item, ...]] = {}  # accusations and goodbyes
+        self._weights: dict[tuple[PeerId, bool], int] = {}
+
+    def put(self, item: Item) -> None:
+        """Note an item."""
+        if item.is_member:
+            insort(self.ring, item.position)
+            self.at[item.position] = item
+            return
+        if item.subject:
+            self.votes[item.subject] = (*self.votes.get(item.subject, ()), item)
+        else:
+            self.by_key[item.key] = (*self.by_key.get(item.key, ()), item)
+        self.weigh(item, item.num_bytes)
+
+    def remove(self, item: Item) -> None:
+        """Undo `put`."""
+        if item.is_member:
+            del self.ring[bisect_left(self.ring, item.position)]
+            del self.at[item.position]
+            return
+        if item.subject:
+            _take_off(self.votes, item.subject, item)
+        else:
+            _take_off(self.by_key, item.key, item)
+        self.weigh(item, -item.num_bytes)
+
+    def weigh(self, item: Item, num_bytes: int) -> None:
+        """Count bytes of an item's author in, or out where there are fewer than none."""
+        slot = (item.author, bool(item.subject))
+        self._weights[slot] = self._weights.get(slot, 0) + num_bytes
+        if self._weights[slot] == 0:
+            del self._weights[slot]
+
+    def weight(self, author: PeerId, *, is_vote: bool) -> int:
+        """See `Entries.weight`."""
+        return self._weights.get((author, is_vote), 0)
 
 
-def index(item: Item, by_key: ByKey, votes: Votes) -> None:
-    """Note an item that is no member: an accusation under the accused, others under their key."""
-    if item.subject:
-        votes[item.subject] = (*votes.get(item.subject, ()), item)
+K = TypeVar("K", str, bytes)
+
+
+def _take_off(shelves: dict[K, tuple[Item, ...]], name: K, item: Item) -> None:
+    left = tuple(other for other in shelves[name] if other is not item)
+    if left:
+        shelves[name] = left
     else:
-        by_key[item.key] = (*by_key.get(item.key, ()), item)
-
-
-def unindex(item: Item, by_key: ByKey, votes: Votes) -> None:
-    """Undo `index`."""
-    if item.subject:
-        votes[item.subject] = _without(item, votes[item.subject])
-        if not votes[item.subject]:
-            del votes[item.subject]
-    else:
-        by_key[item.key] = _without(item, by_key[item.key])
-        if not by_key[item.key]:
-            del by_key[item.key]
-
-
-def _without(item: Item, items: tuple[Item, ...]) -> tuple[Item, ...]:
-    return tuple(other for other in items if other is not item)
-
-
-def weigh(weights: Weights, item: Item, num_bytes: int) -> None:
-    """Count an item's bytes in or out."""
-    slot = (item.author, bool(item.subject))
-    weights[slot] = weights.get(slot, 0) + num_bytes
-    if weights[slot] == 0:
-        del weights[slot]
+        del shelves[name]
 
 
 class PlainEntries:
@@ -151,16 +171,12 @@ class PlainEntries:
         self.ring_version = 0
         self._by_slot: dict[bytes, Item] = {}
         self._buckets: list[dict[int, Item]] = [{} for _ in range(NUM_BUCKETS)]
-        self._ring: list[int] = []
-        self._at: dict[int, Item] = {}
+        self._index = Index()
         self._by_expiry: list[Item] = []
-        self._by_key: ByKey = {}
-        self._votes: Votes = {}
-        self._weights: Weights = {}
 
     @property
     def num_members(self) -> int:
-        return len(self._ring)
+        return len(self._index.ring)
 
     def __len__(self) -> int:
         return len(self._by_slot)
@@ -179,26 +195,16 @@ class PlainEntries:
         heapq.heappush(self._by_expiry, item)
         if len(self._by_expiry) > 2 * len(self._by_slot) + 64:  # most have been replaced
             self._by_expiry = sorted(self._by_slot.values())
-        if item.is_member:
-            insort(self._ring, item.position)
-            self._at[item.position] = item
-            self.ring_version += 1
-        else:
-            index(item, self._by_key, self._votes)
-            weigh(self._weights, item, item.num_bytes)
+        self.ring_version += item.is_member
+        self._index.put(item)
 
     def remove(self, item: Item) -> None:
         del self._by_slot[item.slot]
         del self._buckets[item.id >> _BUCKET_SHIFT][item.id]
         take_from(self.sums, item.id)
         self.num_bytes -= item.num_bytes
-        if item.is_member:
-            del self._ring[bisect_left(self._ring, item.position)]
-            del self._at[item.position]
-            self.ring_version += 1
-        else:
-            unindex(item, self._by_key, self._votes)
-            weigh(self._weights, item, -item.num_bytes)
+        self.ring_version += item.is_member
+        self._index.remove(item)
 
     def items(self) -> Iterator[Item]:
         yield from self._by_slot.values()
@@ -208,29 +214,29 @@ class PlainEntries:
             yield from self._buckets[bucket].values()
 
     def under(self, key: str) -> tuple[Item, ...]:
-        return self._by_key.get(key, ())
+        return self._index.by_key.get(key, ())
 
     def shelves(self) -> Iterator[str]:
-        yield from self._by_key
+        yield from self._index.by_key
 
     def votes(self, subject: bytes) -> tuple[Item, ...]:
-        return self._votes.get(subject, ())
+        return self._index.votes.get(subject, ())
 
     def weight(self, author: PeerId, *, is_vote: bool) -> int:
-        return self._weights.get((author, is_vote), 0)
+        return self._index.weight(author, is_vote=is_vote)
 
     def after(self, position: int) -> Iterator[Item]:
-        start, ring = bisect_left(self._ring, position + 1), self._ring
+        start, ring = bisect_left(self._index.ring, position + 1), self._index.ring
         for offset in range(len(ring)):
-            yield self._at[ring[(start + offset) % len(ring)]]
+            yield self._index.at[ring[(start + offset) % len(ring)]]
 
     def before(self, position: int) -> Iterator[Item]:
-        start, ring = bisect_left(self._ring, position), self._ring
+        start, ring = bisect_left(self._index.ring, position), self._index.ring
         for offset in range(1, len(ring) + 1):
-            yield self._at[ring[(start - offset) % len(ring)]]
+            yield self._index.at[ring[(start - offset) % len(ring)]]
 
     def random_member(self, random: Random) -> Item:
-        return self._at[self._ring[random.randrange(len(self._ring))]]
+        return self._index.at[self._index.ring[random.randrange(len(self._index.ring))]]
 
     def pop_expired(self, now: float) -> list[Item]:
         found = []
