@@ -167,7 +167,8 @@ class Participant:
             await self._growth.bring_up_to_date(roster)
         if self.chain.is_finished or self.chain.head != head:
             return
-        coordinator = self._turns.coordinator(self.chain, self._now())
+        unix_s = self._gear.clock.now()
+        coordinator = self._turns.coordinator(self.chain, self._now(), unix_s)
         self._gear.events.on_phase("waiting" if is_inside else "joining")
         try:
             await self._follow(coordinator, head)
