@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,40 +63,60 @@ def test_one_liar_never_costs_more_than_one_other(num_accused: int, seed: int) -
     assert "L" in out and len(out) <= 2
 
 
-def votes(**slices: str) -> dict[str, tuple[bytes, ...]]:
+def told(**slices: str) -> dict[str, tuple[bytes, ...]]:
     return {peer: tuple(form.encode() for form in forms) for peer, forms in slices.items()}
 
 
-def test_a_slice_in_two_forms_points_to_its_reducer() -> None:
+def flat(*makers: str) -> list[dict[str, str]]:
+    """Everybody is given each slice by its maker."""
+    return [{peer: maker for peer in makers if peer != maker} for maker in makers]
+
+
+def test_a_slice_in_two_forms_points_to_its_maker() -> None:
     """D served x to A and B, and y to itself and C."""
-    found = differing(votes(A="abcx", B="abcx", C="abcy", D="abcy"), (A, B, C, D))
-    assert found == {frozenset((C, D)), frozenset((D,))}
+    found = differing(told(A="abcx", B="abcx", C="abcy", D="abcy"), flat(A, B, C, D))
+    assert found == {frozenset((A, D)), frozenset((B, D))}
     for me in "ABC":
         assert to_leave_out(found, me) == {D}
 
 
 def test_even_if_it_served_the_other_form_to_one_only() -> None:
-    found = differing(votes(A="abcx", B="abcy", C="abcx", D="abcx"), (A, B, C, D))
+    found = differing(told(A="abcx", B="abcy", C="abcx", D="abcx"), flat(A, B, C, D))
     assert found == {frozenset((B, D))}
 
 
+@pytest.mark.parametrize("claim", ["a", "x", "y"])
+def test_who_changes_what_it_passes_on_goes_and_not_the_maker(claim: str) -> None:
+    """A is a slice's maker, D passes it on to E, F and G, and tells one lie or the other."""
+    by_way_of_d = {B: A, C: A, D: A, "E": D, "F": D, "G": D}
+    slices = told(A="a", B="a", C="a", D=claim, E="x", F="x", G="x")
+    out = to_leave_out(differing(slices, [by_way_of_d]), me=B)
+    assert D in out
+    assert out <= {A, D} and (claim == "x" or out == {D})
+
+
+def test_a_maker_that_tells_nothing_gave_what_most_got() -> None:
+    found = differing(told(A="a", B="a", C="y"), [{A: D, B: D, C: D}])
+    assert found == {frozenset((C, D))}
+
+
 def test_who_claims_that_all_slices_were_others_goes_alone() -> None:
-    found = differing(votes(A="abcd", B="abcd", C="wxyz", D="abcd"), (A, B, C, D))
+    found = differing(told(A="abcd", B="abcd", C="wxyz", D="abcd"), flat(A, B, C, D))
     assert to_leave_out(found, me=A) == {C}
 
 
 def test_the_same_slices_accuse_nobody() -> None:
-    assert differing(votes(A="abcd", B="abcd"), (A, B, C, D)) == set()
+    assert differing(told(A="abcd", B="abcd"), flat(A, B, C, D)) == set()
 
 
-def test_votes_without_all_slices_say_nothing() -> None:
-    assert differing(votes(A="abcd", B="", C="abc"), (A, B, C, D)) == set()
+def test_words_without_all_slices_say_nothing() -> None:
+    assert differing(told(A="abcd", B="", C="abc"), flat(A, B, C, D)) == set()
 
 
-def test_the_order_in_which_votes_came_does_not_matter() -> None:
-    cast = votes(A="abcx", B="abcy", C="abcx", D="abcy")
+def test_the_order_in_which_words_came_does_not_matter() -> None:
+    words = told(A="abcx", B="abcy", C="abcx", D="abcy")
     outcomes = {
-        frozenset(differing(dict(order), (A, B, C, D)))
-        for order in itertools.permutations(cast.items())
+        frozenset(differing(dict(order), flat(A, B, C, D)))
+        for order in itertools.permutations(words.items())
     }
     assert len(outcomes) == 1

@@ -16,7 +16,9 @@ from zoonet.averaging.conductor import (
     StartAttempt,
     StopTraining,
 )
+from zoonet.averaging.links import PeerLinks
 from zoonet.averaging.messages import Attempt, Voted
+from zoonet.crypto import PeerId
 from zoonet.ranges import Ranges
 
 FOUR = ("ada", "bob", "cyd", "dan")
@@ -313,9 +315,10 @@ def test_votes_that_make_no_certificate_end_the_round_and_name_who_differs() -> 
 
 def test_a_slice_in_two_forms_costs_its_reducer_and_the_round_goes_on() -> None:
     lead = conductor()
-    order = all_done(lead, 5.0).contributors
-    liar = order.index(peer("dan"))
-    usual, other = "wwww", "".join("x" if at == liar else "w" for at in range(4))
+    plan = all_done(lead, 5.0).plan
+    usual = "w" * len(plan.trees)
+    by_dan = [plan.peers[tree.root] == peer("dan") for tree in plan.trees]
+    other = "".join("x" if is_his else "w" for is_his in by_dan)
     for name, forms in (("ada", usual), ("bob", usual), ("cyd", other), ("dan", other)):
         voted(lead, name, 6.0, result=SAME if forms == usual else OTHER)
     assert lead.on_time(6.1 + PATIENCE.certify_s) == [AskWhy(0)]
@@ -323,6 +326,35 @@ def test_a_slice_in_two_forms_costs_its_reducer_and_the_round_goes_on() -> None:
         assert explained(lead, name, 9.2, forms) == []
     attempt = started(explained(lead, "dan", 9.3, other))
     assert attempt.contributors == peers("ada", "bob", "cyd")
+
+
+def test_whoever_changes_what_it_passes_on_is_left_out_and_not_those_who_made_it() -> None:
+    """Dan owns chunks of its site, and its neighbours get other means than their makers gave."""
+    sites = (("ada", "bob", "eve"), ("cyd", "dan", "fay"))
+    leases = {name: ((4 * at, 4 * at + 4),) for at, name in enumerate(sum(sites, ()))}
+    lead = Conductor(
+        plan_after(empty_chain(), leases),
+        0.0,
+        peer("ada"),
+        num_values=1000,
+        links={peer(name): PeerLinks(near=peers(*site)) for site in sites for name in site},
+    )
+    plan = all_done(lead, 5.0).plan
+    assert len(plan.sites) == 2
+    passed_on = [
+        peer("dan") in {PeerId(plan.peers[at]) for at in tree.owners}
+        and PeerId(plan.peers[tree.root]) in peers(*sites[0])
+        for tree in plan.trees
+    ]
+    assert any(passed_on)
+    usual = "w" * len(plan.trees)
+    other = "".join("x" if is_changed else "w" for is_changed in passed_on)
+    forms = {name: other if name in ("cyd", "fay") else usual for name in sum(sites, ())}
+    for name, form in forms.items():
+        voted(lead, name, 6.0, result=SAME if form == usual else OTHER)
+    assert lead.on_time(6.1 + PATIENCE.certify_s) == [AskWhy(0)]
+    *_, last = [explained(lead, name, 9.2, form) for name, form in forms.items()]
+    assert started(last).contributors == peers("ada", "bob", "cyd", "eve", "fay")
 
 
 def test_who_does_not_vote_long_after_the_others_is_suspected() -> None:

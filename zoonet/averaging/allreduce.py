@@ -76,7 +76,7 @@ class Averager(Protocol):
         ...
 
     async def slice_digests(self, number: int) -> tuple[bytes, ...]:
-        """Digests of what each contributor of that attempt has averaged, as it came here.
+        """Digests of the means that each tree of that attempt's plan has brought here.
 
         Empty where the attempt is not the newest one, or not finished.
         """

@@ -8,7 +8,7 @@ which spares the many from one who accuses everybody.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from zoonet.crypto import PeerId
 
@@ -33,20 +33,25 @@ def to_leave_out(pairs: Iterable[Pair], me: PeerId) -> set[PeerId]:
     return out
 
 
-def differing(votes: dict[PeerId, tuple[bytes, ...]], reducers: tuple[PeerId, ...]) -> set[Pair]:
-    """Pairs of who got a slice in another form than most, and whose slice it is.
+def differing(
+    told: Mapping[PeerId, tuple[bytes, ...]], givers: Sequence[Mapping[PeerId, PeerId]]
+) -> set[Pair]:
+    """Pairs of who got a slice in another form than the one who gave it says, and that one.
 
-    `votes` are each voter's digests of the slices, of which the i-th comes from `reducers[i]`.
+    `told` are digests of the slices, as each peer got them. `givers` say of each slice who was
+    given it by whom; its maker is given it by nobody. Who passes slices on can change them, so
+    their makers are not to blame for what others received. Where a giver tells nothing, what most
+    peers got is taken for what it gave.
     """
+    sound = {peer: slices for peer, slices in told.items() if len(slices) == len(givers)}
     pairs: set[Pair] = set()
-    sound = {peer: slices for peer, slices in votes.items() if len(slices) == len(reducers)}
-    for index, reducer in enumerate(reducers):
+    for index, giver_of in enumerate(givers):
         forms = Counter(slices[index] for slices in sound.values())
-        if len(forms) > 1:
-            usual = max(sorted(forms), key=lambda form: forms[form])
-            pairs |= {
-                frozenset((peer, reducer))
-                for peer, slices in sound.items()
-                if slices[index] != usual
-            }
+        if len(forms) < 2:
+            continue
+        usual = max(sorted(forms), key=lambda form: forms[form])
+        for peer, giver in giver_of.items():
+            given = sound[giver][index] if giver in sound else usual
+            if peer in sound and sound[peer][index] != given:
+                pairs.add(frozenset((peer, giver)))
     return pairs

@@ -18,7 +18,7 @@ from zoonet.averaging.chain import has_quorum, share_of
 from zoonet.averaging.config import Patience
 from zoonet.averaging.links import PeerLinks
 from zoonet.averaging.messages import Attempt, Round, Share, Voted
-from zoonet.averaging.plan import repair
+from zoonet.averaging.plan import givers_in, repair
 from zoonet.averaging.planner import make_plan
 from zoonet.averaging.rules import SPARE_ATTEMPTS
 from zoonet.crypto import PeerId
@@ -148,7 +148,7 @@ class Conductor:
     def on_explained(
         self, peer: PeerId, number: int, slices: tuple[bytes, ...], now: float
     ) -> list[Order]:
-        """A follower says in what form it got each contributor's slice."""
+        """A follower says in what form it got each tree's slice."""
         if self.attempt is not None and number == self.attempt.number and peer in self.votes:
             self.slices.setdefault(peer, slices)
         return self.on_time(now)
@@ -245,7 +245,9 @@ class Conductor:
             waited_s = now - self.asked
             if not self.votes.keys() <= self.slices.keys() and waited_s <= self.patience.report_s:
                 return []
-        pairs = differing(self.slices, attempt.contributors)
+        pairs = differing(
+            self.slices, [givers_in(attempt.plan, tree) for tree in attempt.plan.trees]
+        )
         if pairs and to_leave_out(pairs, self.me) & set(attempt.contributors):
             self.pairs |= pairs
             return self._next_attempt(now)

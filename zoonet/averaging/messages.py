@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from zoonet.averaging.plan import MAX_MEMBERS, Peer, Peers, Plan
+from zoonet.averaging.plan import MAX_MEMBERS, MAX_TREES, Peer, Peers, Plan
 from zoonet.crypto import Identity, PeerId, sha256, signer_of
 from zoonet.ranges import Range, Ranges
 from zoonet.records.envelope import Body, canonical, register
@@ -181,10 +181,10 @@ class Voted(Struct, frozen=True, kw_only=True, tag="voted", forbid_unknown_field
 
 
 class Explained(Struct, frozen=True, kw_only=True, tag="explained", forbid_unknown_fields=True):
-    """Member: the digests of what each contributor has averaged, as it came here."""
+    """Member: the digests of the means that each tree has brought here."""
 
     number: Natural
-    slices: Digests
+    slices: Annotated[tuple[Digest, ...], Meta(max_length=MAX_TREES)]
 
 
 class Planned(Struct, frozen=True, kw_only=True, tag="planned", forbid_unknown_fields=True):
@@ -217,7 +217,7 @@ class Start(Struct, frozen=True, kw_only=True, tag="start", forbid_unknown_field
 
 
 class Explain(Struct, frozen=True, kw_only=True, tag="explain", forbid_unknown_fields=True):
-    """Coordinator: results differ; whose slice is it that came in two forms?"""
+    """Coordinator: results differ; which slice came in two forms, and from whom?"""
 
     number: Natural
 

@@ -122,6 +122,16 @@ def receivers_of(plan: Plan, tree: Tree, index: int) -> list[int]:
     return sorted(receivers)
 
 
+def givers_in(plan: Plan, tree: Tree) -> dict[PeerId, PeerId]:
+    """From whom each peer gets the tree's means; the root makes them."""
+    givers: dict[PeerId, PeerId] = {}
+    for owner, site in zip(tree.owners, plan.sites, strict=True):
+        givers.update({PeerId(plan.peers[at]): PeerId(plan.peers[owner]) for at in site})
+        givers[PeerId(plan.peers[owner])] = PeerId(plan.peers[tree.root])
+    del givers[PeerId(plan.peers[tree.root])]
+    return givers
+
+
 def check_shape(plan: Plan, num_values: int, contributors: Collection[str], teller: str) -> None:
     """Raise ProtocolViolation, blaming `teller`, unless the plan can carry every chunk."""
     if list(plan.peers) != sorted(set(plan.peers)) or not set(contributors) <= set(plan.peers):

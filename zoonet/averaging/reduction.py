@@ -200,15 +200,14 @@ class Reduction:
             return np.concatenate([piece for piece in pieces if piece is not None])
 
     def slice_digests(self, mean_P: Vector) -> tuple[bytes, ...]:
-        """Digests of what each contributor of the attempt has averaged, in their order."""
-        hashers = {
-            self._indices[peer]: blake3(b"zoonet-slice/1\x00") for peer in self.attempt.contributors
-        }
+        """Digests of the slices that the attempt's trees carry, in their order."""
+        digests = []
         for tree in self.attempt.plan.trees:
             start, _ = chunk_bounds(mean_P.size, tree.first)
             _, stop = chunk_bounds(mean_P.size, tree.stop - 1)
-            hashers[tree.root].update(mean_P[start:stop].view(np.uint8).data)
-        return tuple(hasher.digest() for hasher in hashers.values())
+            hasher = blake3(b"zoonet-slice/1\x00")
+            digests.append(hasher.update(mean_P[start:stop].view(np.uint8).data).digest())
+        return tuple(digests)
 
     # --- what is still to come ----------------------------------------------------------------
 
