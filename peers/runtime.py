@@ -22,6 +22,10 @@ T = TypeVar("T")
 HOME_VARIABLE: Final = "ZOONET_HOME"
 PASSPHRASE_VARIABLE: Final = "ZOONET_PASSPHRASE"
 MAX_RUN_DIR_BYTES: Final = 64  # a socket's whole path may have about 100
+MAPPED_BYTES: Final = 256 * 1024  # allocations from this size on are mapped one by one
+NUM_HEAPS: Final = 2
+_M_MMAP_THRESHOLD: Final = -3  # malloc.h
+_M_ARENA_MAX: Final = -8
 _STOPPING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # HUP: no terminal
 
 log = logging.getLogger(__name__)
@@ -119,6 +123,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 def run_role(main: Coroutine[Any, Any, None]) -> None:
     """Run a role until it ends or is told to: for a role a signal is the normal end."""
+    tame_allocator()
     try:
         run(main)
     except Interrupted:
@@ -148,6 +153,25 @@ async def _until_signalled(main: Coroutine[Any, Any, T]) -> T:
     finally:
         for number in _STOPPING_SIGNALS:
             loop.remove_signal_handler(number)
+
+
+def tame_allocator() -> bool:
+    """Have freed tensors go back to the system at once; call it before threads begin.
+
+    glibc gives each thread a heap of its own, and after the first large array was freed the next
+    ones lie in these heaps. Vectors and chunks come and go in two dozen threads here, so that a
+    peer would hold half as much again as it needs, and ever more of it for minutes. Tells whether
+    this process has such an allocator.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    is_mapped = libc.mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)  # a fixed one never rises
+    return bool(is_mapped and libc.mallopt(_M_ARENA_MAX, NUM_HEAPS))
 
 
 def die_with_parent() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -131,3 +132,42 @@ async def sleeping_child(family: Family) -> Child:
     await asyncio.wait_for(connected.wait(), 30)
     server.close()
     return child
+
+
+FREES_LARGE_AND_SMALL = """
+import sys, threading
+import numpy as np
+from pathlib import Path
+from peers import runtime
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+if sys.argv[1] == "tamed":
+    assert runtime.tame_allocator()
+np.ones(4 << 20)  # freed: untamed, ones of up to 32 MiB come from heaps from now on
+kept = []
+
+def work():
+    large = [np.ones(1 << 17) for _ in range(16)]
+    kept.append(bytes(100))  # stands behind them in this thread's heap
+    del large
+
+before = resident_mib()
+for _ in range(8):
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+print(resident_mib() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no heaps")
+def test_in_a_role_freed_arrays_do_not_stay_in_the_heaps_of_threads() -> None:
+    def held_mib(how: str) -> int:
+        command = [sys.executable, "-c", FREES_LARGE_AND_SMALL, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert held_mib("tamed") < 8 < held_mib("untamed")
