@@ -5,15 +5,18 @@
     python -m experiments.soak --only copies    these alone
     python -m experiments.soak --smoke          in a minute, whether it works
 
-One swarm averages in fp32, one in int8 with error feedback, side by side. In each, six real peers
-(daemon, records, replica, rounds, TLS and shared memory) play a round every few seconds, and each
-minute one of two is killed or leaves, and comes back 20 s later. Judged are the other four.
+One swarm averages in fp32, one in int8 with error feedback, side by side, of six and of four real
+peers (daemon, records, replica, rounds, TLS and shared memory). They play a round every few seconds.
+Each minute one of those who come and go (two, and one) is killed or leaves, and comes back 20 s
+later. Judged are those who stay.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
+import statistics
 import time
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
@@ -50,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--codecs", default="fp32,int8", help="a swarm each, by comma")
     parser.add_argument("--size-mib", type=float, default=16, help="of the payload in fp32")
-    parser.add_argument("--period", type=float, default=6, help="seconds from round to round")
+    parser.add_argument("--period", type=float, default=8, help="seconds from round to round")
     parser.add_argument("--warm-up", type=int, default=5, help="the minute whose level counts")
     parser.add_argument("--only", choices=("soak", "copies"), default="")
     parser.add_argument("--copies-mib", type=float, default=64)
@@ -69,7 +72,7 @@ def settings_of(codec: Any, options: argparse.Namespace) -> Settings:
     if options.smoke:
         few = replace(settings, num_staying=1, num_leaving=1, shm="none")
         return replace(few, churn_s=8.0, away_s=2.0, sample_s=0.7)
-    return settings
+    return settings if codec == "fp32" else replace(settings, num_staying=3, num_leaving=1)
 
 
 async def soak(settings: Settings, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -98,17 +101,21 @@ def told_of(swarm: Swarm, options: argparse.Namespace) -> dict[str, Any]:
         "codec": swarm.settings.codec,
         "settings": asdict(swarm.settings),
         "events": swarm.told_events(),
-        "cores": round(sum(cores_of(peer) for peer in staying) / len(staying), 3),
+        "cores_of_a_peer": round(statistics.mean(map(cores_of, staying)), 3),
+        "cores_of_all": round(sum(map(cores_of, swarm.peers)), 3),
         "peers": [told_of_peer(peer, swarm, options, window_s) for peer in swarm.peers],
     }
 
 
 def cores_of(peer: Peer) -> float:
-    """Processor time a second, of a peer that stayed."""
+    """Processor time a second, of a peer and its daemon, with its starts again."""
     if len(peer.samples) < 2:
         return 0.0
-    first, last = peer.samples[0], peer.samples[-1]
-    return (last.cpu_s - first.cpu_s) / (last.at_s - first.at_s)
+    used = 0.0
+    for before, after in itertools.pairwise(peer.samples):
+        more = after.cpu_s - before.cpu_s
+        used += more if more >= 0 else after.cpu_s  # another process, from its beginning on
+    return used / (peer.samples[-1].at_s - peer.samples[0].at_s)
 
 
 def told_of_peer(
@@ -171,9 +178,9 @@ def tables_of(found: dict[str, Any]) -> list[Table]:
     """What a person reads."""
     tables = []
     for swarm in found["swarms"]:
-        title = f"{swarm['codec']}: {swarm['num_rounds']} rounds, {swarm['cores']:.2f} core a peer"
-        table = Table(title=title)
-        for column in ("peer", "RSS, MiB", "off by", "PSS off by", "own off by", "peak off by"):
+        cores = f"{swarm['cores_of_a_peer']:.3f} core a peer, {swarm['cores_of_all']:.2f} in all"
+        table = Table(title=f"{swarm['codec']}: {swarm['num_rounds']} rounds, {cores}")
+        for column in ("peer", "RSS, MiB", "off by", "peaks off by"):
             table.add_column(column, justify="right")
         for column in ("daemon, MiB", "off by", "threads", "descriptors", "tasks"):
             table.add_column(column, justify="right")
@@ -211,7 +218,7 @@ def row_of(peer: dict[str, Any]) -> list[str]:
     return [
         f"{peer['peer']} {'shm' if peer['uses_shm'] else 'TLS'}",
         f"{last('rss_bytes') / MIB:.0f}",
-        *(share(measure) for measure in ("rss_bytes", "pss_bytes", "own_bytes", "peak_rss_bytes")),
+        *(share(measure) for measure in ("rss_bytes", "peak_rss_bytes")),
         f"{last('daemon_rss_bytes') / MIB:.0f}",
         share("daemon_rss_bytes"),
         *(count(measure) for measure in ("num_threads", "num_descriptors", "num_tasks")),
@@ -229,7 +236,7 @@ def plot(found: dict[str, Any], options: argparse.Namespace, path: Path) -> None
     if not swarms:
         return
     figure, axes = pyplot.subplots(
-        len(swarms), 1, figsize=(10, 0.6 + 3.6 * len(swarms)), sharex=True, squeeze=False
+        len(swarms), 1, figsize=(11, 0.6 + 3.8 * len(swarms)), sharex=True, squeeze=False
     )
     for panel, swarm in zip(axes[:, 0], swarms, strict=True):
         draw(panel, swarm, options.warm_up)
@@ -270,7 +277,7 @@ def draw(panel: Any, swarm: dict[str, Any], warm_up: int) -> None:
         panel.plot(at, [bottom] * len(at), marker, color=colour, label=how, clip_on=False)
     title = f"{swarm['codec']}, {swarm['settings']['size_mib']:g} MiB, {swarm['num_rounds']} rounds"
     panel.set(ylabel="resident MiB", title=f"{title} (thick: medians of minutes)")
-    panel.legend(fontsize=7, ncols=4, loc="lower right")
+    panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 async def everything(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -38,10 +38,10 @@ class Settings:
     num_staying: int = 4  # peers that live through everything
     num_leaving: int = 2  # peers that go and come back, by turns
     shm: Literal["some", "all", "none"] = "some"  # "some": peers of even number
-    period_s: float = 6.0  # from round to round
+    period_s: float = 8.0  # from round to round
     churn_s: float = 60.0  # from one that goes to the next
     away_s: float = 20.0
-    sample_s: float = 2.9  # no divisor of the period: all phases of a round are seen
+    sample_s: float = 2.9  # no divisor of the period: it sees all phases of a round
 
     @property
     def num_peers(self) -> int:
