@@ -51,11 +51,14 @@ def simulate(num_peers: int, *, duration_s: float, seed: int) -> dict[str, Any]:
 
 def compare(sizes: list[int]) -> dict[str, Any]:
     """Real peers, their simulated twins and hivemind's DHT, of each size."""
-    from experiments.membership import real
+    from experiments.membership import overhead, real
     from peers import runtime
 
     has_own_network = real.own_network()  # may begin this process anew
     settings = GossipConfig()
+    console.print("what a call and a connection cost beside the payload ...")
+    with tempfile.TemporaryDirectory(prefix="zn-") as folder:
+        beside = runtime.run(overhead.measure_overhead(Path(folder)))
     found = []
     for num_peers in sizes:
         console.print(f"{num_peers} real peers ...")
@@ -71,7 +74,7 @@ def compare(sizes: list[int]) -> dict[str, Any]:
                 "hivemind": rival,
             }
         )
-    return {"has_own_network": has_own_network, "sizes": found}
+    return {"has_own_network": has_own_network, "overhead": beside, "sizes": found}
 
 
 def simulated_table(runs: list[dict[str, Any]]) -> Table:

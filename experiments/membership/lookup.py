@@ -53,6 +53,6 @@ class Lookup:
         if self._is_over:
             return
         self._is_over = True
-        tally = self._simulation.tally
+        tally = self._simulation.watch.tally
         tally.found_rounds.append(num_rounds)
         tally.found_ms.append(1000 * (self._simulation.now - self._began))

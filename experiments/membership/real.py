@@ -7,7 +7,6 @@ runs in a network namespace of its own (`own_network`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import random
@@ -16,24 +15,25 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from experiments.membership.rival import LOOPBACK, NUM_GETS, interface_bytes
+from experiments.membership import makers
+from experiments.membership.real_peer import RealPeer
+from experiments.membership.rival import NUM_GETS, interface_bytes
 from experiments.membership.simulate import Simulation
 from experiments.membership.world import World, percentile
-from zoonet.blocks import cid_of
 from zoonet.clock import SystemClock
-from zoonet.crypto import Identity
-from zoonet.errors import TransportError
-from zoonet.membership.gossip import GossipConfig, Registry
-from zoonet.net import Host, HostConfig
-from zoonet.records import Hardware, JobRecord, PeerRecord, job_id_of, job_key, sign
+from zoonet.crypto import PeerId
+from zoonet.membership.gossip import GossipConfig
+from zoonet.records import JobRecord, Signed, job_key
 
 MARK: Final = "ZOONET_OWN_NETWORK"
 SETTLE_S: Final = 15.0
+QUIET_S: Final = 60.0  # after which nothing of the joining is news any more
 STEADY_S: Final = 60.0  # as long as every peer takes to compare its table once
 NUM_JOBS: Final = 5
 NUM_KILLED: Final = 3
@@ -60,135 +60,83 @@ def own_network() -> bool:
 
 async def measure(num_peers: int, scratch: Path, *, settings: GossipConfig) -> dict[str, Any]:
     """Start so many peers, let them gossip, submit jobs, kill some; return the figures."""
-    stacks: list[AsyncExitStack] = []
+    peers = [RealPeer(scratch / str(number), settings) for number in range(num_peers)]
     try:
         began = time.monotonic()
-        hosts = await _start_hosts(num_peers, scratch, stacks)
+        known: tuple[str, ...] = ()
+        for peer in peers:
+            await peer.start(known)
+            known = known or await peer.host.addresses()
         started_s = time.monotonic() - began
-        before = interface_bytes()
         await asyncio.sleep(SETTLE_S)
-        idle_bytes_per_s = 2 * (interface_bytes() - before) / SETTLE_S / num_peers
-        async with AsyncExitStack() as gossiping:
-            figures = await _gossip(hosts, settings, gossiping)
+        idle_bytes_per_s = await _interface_rate(num_peers)
         return {
             "num_peers": num_peers,
             "start_s": started_s,
             "idle_bytes_per_s": idle_bytes_per_s,
-            "our_dht_get_ms": await _dht_gets(hosts),
-            **figures,
+            **await _join(peers),
+            **await _steady(peers),
+            **await _jobs(peers),
+            "known_share": statistics.mean(peer.num_known / num_peers for peer in peers),
+            "our_dht_get_ms": await _dht_gets(peers),
+            "forgotten_s_p50": await _kill(peers),
+            "load_1_min": os.getloadavg()[0],
         }
     finally:
-        for stack in reversed(stacks):
-            # A host that cannot close well must not cost the figures of a long run.
-            with contextlib.suppress(TransportError):
-                await stack.aclose()
+        for peer in reversed(peers):
+            await peer.close()
 
 
-async def _start_hosts(num: int, scratch: Path, stacks: list[AsyncExitStack]) -> list[Host]:
-    """One after the other, each with a stack of its own that closes it."""
-    hosts: list[Host] = []
-    known: tuple[str, ...] = ()
-    for number in range(num):
-        config = HostConfig(run_dir=scratch / str(number), listen=LOOPBACK, bootstrap=known)
-        stack = AsyncExitStack()
-        hosts.append(await stack.enter_async_context(Host.open(Identity.generate(), config)))
-        stacks.append(stack)
-        known = known or await hosts[0].addresses()
-    return hosts
-
-
-class _Member:
-    """A host with its registry."""
-
-    def __init__(self, host: Host, settings: GossipConfig) -> None:
-        self.host = host
-        self.registry = Registry(
-            host.identity,
-            host.transport,
-            SystemClock(),
-            describe=self._describe,
-            learn=host.learn,
-            config=settings,
-        )
-        self.task: asyncio.Task[None]
-
-    async def _describe(self) -> PeerRecord:
-        return PeerRecord(
-            peer_id=self.host.peer_id,
-            name=f"worker-{self.host.peer_id[-6:]}",
-            roles=("worker",),
-            addresses=await self.host.addresses(),
-            reachability="private",
-            hardware=Hardware(num_cpus=2, memory_bytes=64 * 10**9),
-            version="0.1.0",
-            started_at=SystemClock().now(),
-        )
-
-    @property
-    def payload_bytes(self) -> int:
-        return self.host.transport.sent_bytes + self.host.transport.received_bytes
-
-
-async def _gossip(
-    hosts: list[Host], settings: GossipConfig, stack: AsyncExitStack
-) -> dict[str, Any]:
-    members = [_Member(host, settings) for host in hosts]
-    joined_s = []
-    for number, member in enumerate(members):
-        for contact in random.sample(members[:number], min(3, number)):
-            address = await contact.host.addresses()
-            member.host.learn(contact.host.peer_id, address)
-            member.registry.meet(contact.host.peer_id)
-        began = time.monotonic()
-        member.task = asyncio.create_task(member.registry.run())
-        stack.push_async_callback(_end, member.task)
-        if number and await member.registry.complete(30):
-            joined_s.append(time.monotonic() - began)
-        elif not number:
-            await asyncio.sleep(0.2)
-    spread_s = await _until(members, lambda m: len(m.registry.peers()) == len(members) - 1, 300)
+async def _interface_rate(num_peers: int) -> float:
+    """Bytes a second that a peer sends and receives, of whatever kind."""
+    before = interface_bytes()
     await asyncio.sleep(SETTLE_S)
-    figures: dict[str, Any] = {
+    return 2 * (interface_bytes() - before) / SETTLE_S / num_peers
+
+
+async def _join(peers: list[RealPeer]) -> dict[str, float]:
+    """All enter one after the other, each on the word of three; wait until the news are old."""
+    joined_s = []
+    for number, peer in enumerate(peers):
+        began = time.monotonic()
+        await peer.gossip(random.sample(peers[:number], min(3, number)))
+        if number and await peer.registry.complete(30):
+            joined_s.append(time.monotonic() - began)
+    spread_s = await _until(peers, lambda peer: peer.num_known == len(peers), 300)
+    await asyncio.sleep(QUIET_S)
+    return {
         "join_ms_p50": 1000 * percentile(sorted(joined_s), 50),
         "join_ms_p99": 1000 * percentile(sorted(joined_s), 99),
         "all_know_all_s": spread_s,
-        **await _steady(members),
-        **await _jobs(members),
-        "known_share": statistics.mean(
-            (len(m.registry.peers()) + 1) / len(members) for m in members
-        ),
     }
-    figures["forgotten_s_p50"] = await _kill(members)
-    return figures
 
 
-async def _steady(members: list[_Member]) -> dict[str, Any]:
+async def _steady(peers: list[RealPeer]) -> dict[str, float]:
     """Bytes of a minute in which nothing happens."""
-    length_s = STEADY_S
     before = interface_bytes()
-    payload = sum(member.payload_bytes for member in members)
-    await asyncio.sleep(length_s)
-    num = len(members) * length_s
+    payload_bytes = sum(peer.payload_bytes for peer in peers)
+    await asyncio.sleep(STEADY_S)
+    peer_s = len(peers) * STEADY_S
     return {
-        "interface_bytes_per_s": 2 * (interface_bytes() - before) / num,
-        "payload_bytes_per_s": (sum(m.payload_bytes for m in members) - payload) / num,
+        "interface_bytes_per_s": 2 * (interface_bytes() - before) / peer_s,
+        "payload_bytes_per_s": (sum(p.payload_bytes for p in peers) - payload_bytes) / peer_s,
     }
 
 
-async def _jobs(members: list[_Member]) -> dict[str, Any]:
+async def _jobs(peers: list[RealPeer]) -> dict[str, float]:
     """Submit jobs at different peers; time until everyone has each, and a read of one."""
     keys = []
     for number in range(NUM_JOBS):
-        member = random.choice(members)
-        record = _job_of(member.host.identity, number)
-        member.registry.publish(record)
+        author = random.choice(peers)
+        record = _job_of(author, number)
+        author.registry.publish(record)
         keys.append(record.key)
-    waits = (_until(members, lambda m, k=key: bool(m.registry.find_here(k)), 120) for key in keys)
+    waits = (_until(peers, partial(_has, key), 120) for key in keys)
     to_all_s = await asyncio.gather(*waits)
     reads_ms = []
     for _ in range(NUM_GETS):
         began = time.perf_counter()
-        await random.choice(members).registry.find(random.choice(keys))
+        await random.choice(peers).registry.find(random.choice(keys))
         reads_ms.append(1000 * (time.perf_counter() - began))
     return {
         "job_to_all_s_p50": statistics.median(to_all_s),
@@ -197,71 +145,51 @@ async def _jobs(members: list[_Member]) -> dict[str, Any]:
     }
 
 
-def _job_of(identity: Identity, number: int) -> Any:
-    spec_cid = cid_of(f"spec {number}".encode())
+def _has(key: str, peer: RealPeer) -> bool:
+    return bool(peer.registry.find_here(key))
+
+
+def _has_dropped(victim: PeerId, peer: RealPeer) -> bool:
+    return not peer.knows(victim)
+
+
+def _job_of(author: RealPeer, number: int) -> Signed[JobRecord]:
     now = SystemClock().now()
-    body = JobRecord(
-        job_id=job_id_of(identity.peer_id, spec_cid),
-        name=f"job {number}",
-        task="causal_lm",
-        spec_cid=spec_cid,
-        num_parameters=124_000_000,
-        num_tokens=10**10,
-        min_peers=4,
-        max_peers=64,
-        budget_max=0,
-        submitted_at=now,
-    )
-    return sign(identity, body, sequence=int(now * 1000), expires_at=now + 3600)
+    identity, sequence = author.host.identity, int(now * 1000)
+    item = makers.job(identity, f"job {number}", now=now, sequence=sequence, lifetime_s=3600.0)
+    return item.record
 
 
-async def _kill(members: list[_Member]) -> float:
-    """Silence some peers; median time until all others dropped them."""
-    victims = []
-    for _ in range(min(NUM_KILLED, len(members) - 4)):
-        victim = members.pop()
-        # Deaf and dumb, as a process that is gone: no goodbye is said.
-        victim.registry.machine.leave = list  # type: ignore[method-assign]
-        victim.task.cancel()
-        await asyncio.wait([victim.task])
-        await victim.host.transport.serve("membership", _hang_up)
-        victims.append(victim.host.peer_id)
-    waits = (
-        _until(members, lambda m, p=peer_id: all(r.author != p for r in m.registry.peers()), 240)
-        for peer_id in victims
-    )
+async def _kill(peers: list[RealPeer]) -> float:
+    """Kill some peers; median time until all others dropped them."""
+    victims = [peers.pop() for _ in range(min(NUM_KILLED, len(peers) - 4))]
+    await asyncio.gather(*(victim.kill() for victim in victims))
+    waits = (_until(peers, partial(_has_dropped, victim.peer_id), 240) for victim in victims)
     times_s = await asyncio.gather(*waits)
     return statistics.median(times_s) if times_s else 0.0
 
 
-async def _hang_up(stream: Any) -> None:
-    await stream.close()
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-
-
-async def _until(members: list[_Member], is_true: Any, timeout_s: float) -> float:
-    """Seconds until it is true of every member; infinite where it never is."""
+async def _until(
+    peers: list[RealPeer], is_true: Callable[[RealPeer], bool], timeout_s: float
+) -> float:
+    """Seconds until it is true of every peer; infinite where it never is."""
     began = time.monotonic()
     while time.monotonic() - began < timeout_s:
-        if all(is_true(member) for member in members):
+        if all(is_true(peer) for peer in peers):
             return time.monotonic() - began
         await asyncio.sleep(0.1)
     return float("inf")
 
 
-async def _dht_gets(hosts: list[Host]) -> dict[str, float]:
+async def _dht_gets(peers: list[RealPeer]) -> dict[str, float]:
     """Latency of our own record store on the DHT, from random peers."""
-    record = _job_of(hosts[0].identity, NUM_JOBS)
-    await hosts[0].records.publish(record)
+    record = _job_of(peers[0], NUM_JOBS)
+    await peers[0].host.records.publish(record)
     times_ms = []
     for _ in range(NUM_GETS):
-        host = random.choice(hosts[1:])
+        records = random.choice(peers[1:]).host.records
         began = time.perf_counter()
-        await host.records.fetch(job_key(record.body.job_id), JobRecord)
+        await records.fetch(job_key(record.body.job_id), JobRecord)
         times_ms.append(1000 * (time.perf_counter() - began))
     return {
         "p50": percentile(sorted(times_ms), 50),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from zoonet.membership.gossip import GossipConfig
+
+START: Final = 1_800_000_000.0  # Unix time at which every simulation begins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

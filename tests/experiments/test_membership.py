@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from experiments.membership import __main__ as experiment
+from experiments.membership.real_peer import RealPeer
 from experiments.membership.simulate import Simulation
 from experiments.membership.world import World
+from zoonet.membership.gossip import GossipConfig
 
 
 def test_the_smoke_run_writes_a_result_and_a_plot(
@@ -34,3 +38,25 @@ def test_a_seed_names_one_run() -> None:
     for name in ("bytes_per_s_mean", "num_lookups", "found_share", "calls_per_peer_s"):
         assert first[name] == second[name]
     assert first["found_share"] > 0.98
+
+
+@pytest.mark.p2p
+def test_a_killed_peer_says_no_goodbye_and_takes_nobody_along() -> None:
+    async def story(scratch: Path) -> None:
+        peers = [RealPeer(scratch / str(number), GossipConfig()) for number in range(3)]
+        try:
+            for number, peer in enumerate(peers):
+                await peer.start(())
+                await peer.gossip(peers[:number])
+                assert not number or await peer.registry.complete(30)
+            *others, victim = peers
+            await victim.kill()
+            assert all(peer.knows(victim.peer_id) for peer in others)
+            assert not any(peer.registry.is_known_gone(victim.peer_id) for peer in others)
+            assert await others[0].registry.find(f"member/{others[1].peer_id}")
+        finally:
+            for peer in reversed(peers):
+                await peer.close()
+
+    with tempfile.TemporaryDirectory(prefix="zn-") as folder:  # short: sockets lie in it
+        asyncio.run(story(Path(folder)))
