@@ -6,9 +6,9 @@
     python -m experiments.soak --smoke          in a minute, whether it works
 
 One swarm averages in fp32, one in int8 with error feedback, side by side, of six and of four real
-peers (daemon, records, replica, rounds, TLS and shared memory). They play a round every few seconds.
-Each minute one of those who come and go (two, and one) is killed or leaves, and comes back 20 s
-later. Judged are those who stay.
+peers (daemon, records, replica, rounds, TLS and shared memory). They play a round every few
+seconds. Each minute one of those who come and go (two, and one) is killed or leaves, and comes back
+20 s later. Judged are those who stay.
 """
 
 from __future__ import annotations
