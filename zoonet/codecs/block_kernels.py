@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoonet.codecs.blockwise import BLOCK, HALF
-from zoonet.codecs.jit import kernel
+from zoonet.codecs.jit import inlined, kernel
 from zoonet.exact import Vector
 
 OK: Final = 0
@@ -41,16 +41,26 @@ _MIN_EXPONENT: Final = 127 - 100
 _MAX_EXPONENT: Final = 127 + 100
 
 
-@kernel("i64", "in f32", "in i32", "out f32", "out i32", "out u8", "out i8")
+@inlined
+def _level_of(bits: np.int32, base: np.int32) -> np.uint8:
+    """The code of a value for e3m0, in a block whose level 0 ends at 2 ** base."""
+    magnitude = np.int32(bits & _MASK)
+    if magnitude < np.int32(base << 23):  # half of the lowest level
+        return np.uint8(0)
+    level = max(np.int32(np.int32((magnitude + _EXPONENT_HALF) >> 23) - base), np.int32(1))
+    return np.uint8(level | np.int32((bits >> 28) & 8))
+
+
+@kernel("i64", "in f32", "in i32", "out u8", "out i8")
 def int8_encode(
     values_N: Vector,
     bits_N: NDArray[np.int32],
-    word: Vector,
-    word_bits: NDArray[np.int32],
     scales: NDArray[np.uint8],
     codes_N: NDArray[np.int8],
 ) -> int:
-    """Encode `values_N` (whose bits are `bits_N`). `word` and `word_bits` share one element."""
+    """Encode `values_N`, whose bits are `bits_N`."""
+    word = np.empty(1, np.float32)
+    word_bits = word.view(np.int32)
     for block in range(scales.size // 2):
         start = block * BLOCK
         stop = min(start + BLOCK, values_N.size)
@@ -90,17 +100,17 @@ def int8_check(scales: NDArray[np.uint8], codes_N: NDArray[np.int8]) -> int:
     return BAD_CODE if lowest == -128 else OK
 
 
-@kernel("i64", "in u8", "in i8", "out f32", "out i32", "f32", "i64", "out f32")
+@kernel("i64", "in u8", "in i8", "f32", "i64", "out f32")
 def int8_decode(
     scales: NDArray[np.uint8],
     codes_N: NDArray[np.int8],
-    word: Vector,
-    word_bits: NDArray[np.int32],
     weight: np.float32,
     mode: int,
     out_N: Vector,
 ) -> int:
     """out = x, out = weight * x, or out += weight * x, with x = code * scale."""
+    word = np.empty(1, np.float32)
+    word_bits = word.view(np.int32)
     for block in range(scales.size // 2):
         start = block * BLOCK
         stop = min(start + BLOCK, codes_N.size)
@@ -149,19 +159,11 @@ def e3m0_encode(
         exponent = np.int32((top + _EXPONENT_HALF) >> 23)
         exponents_B[block] = exponent
         base = np.int32(exponent - _TOP_LEVEL)
-        threshold = np.int32(base << 23)  # half of the lowest level
         for i in range(half):
-            magnitude = np.int32(bits[i] & _MASK)
-            level = max(np.int32(np.int32((magnitude + _EXPONENT_HALF) >> 23) - base), np.int32(1))
-            sign = np.int32((bits[i] >> 28) & 8)
-            lower[i] = np.uint8(level | sign if magnitude >= threshold else 0)
+            lower[i] = _level_of(bits[i], base)
         upper = bits[half:]
         for i in range(upper.size):
-            magnitude = np.int32(upper[i] & _MASK)
-            level = max(np.int32(np.int32((magnitude + _EXPONENT_HALF) >> 23) - base), np.int32(1))
-            sign = np.int32((upper[i] >> 28) & 8)
-            code = np.uint8(level | sign if magnitude >= threshold else 0)
-            lower[i] = np.uint8(lower[i] | (code << 4))
+            lower[i] = np.uint8(lower[i] | (_level_of(upper[i], base) << 4))
     return OK
 
 
@@ -175,20 +177,20 @@ def e3m0_check(exponents_B: NDArray[np.uint8]) -> int:
     return OK
 
 
-@kernel("i64", "in u8", "in u8", "out f32", "out i32", "f32", "i64", "out f32")
+@kernel("i64", "in u8", "in u8", "f32", "i64", "out f32")
 def e3m0_decode(
     exponents_B: NDArray[np.uint8],
     codes: NDArray[np.uint8],
-    levels: Vector,
-    level_bits: NDArray[np.int32],
     weight: np.float32,
     mode: int,
     out_N: Vector,
 ) -> int:
-    """out = x, out = weight * x, or out += weight * x. `levels` are 16 elements of scratch.
+    """Do what `int8_decode` does.
 
     A code stands for one of 16 values, so the product with the weight is taken once for each.
     """
+    levels = np.empty(16, np.float32)
+    level_bits = levels.view(np.int32)
     for block in range(exponents_B.size):
         start = block * BLOCK
         stop = min(start + BLOCK, out_N.size)

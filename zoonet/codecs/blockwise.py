@@ -5,6 +5,7 @@ N = values of a chunk, B = its blocks
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
@@ -28,7 +29,7 @@ HALF: Final = BLOCK // 2
 _PROBLEMS: Final = {2: "a scale out of range", 3: "a code that stands for nothing"}
 
 
-class _Blockwise:
+class _Blockwise(ABC):
     """Scales of all blocks, then the codes of all values. The size follows from their number."""
 
     name: ClassVar[str]
@@ -39,8 +40,9 @@ class _Blockwise:
         """Compile the kernels, or load them from the cache on disk."""
         _kernels()
 
+    @abstractmethod
     def max_bytes(self, num_values: int) -> int:
-        raise NotImplementedError
+        """Return how long the payload of so many values is."""
 
     def encode(self, values_N: Vector, out: memoryview) -> int:
         require_chunk(values_N)
@@ -57,13 +59,13 @@ class _Blockwise:
     ) -> None:
         self._decode(payload, require_weight(weight), 1 if is_first else 2, acc_N)
 
+    @abstractmethod
     def _encode(self, values_N: Vector, payload: NDArray[np.uint8]) -> int:
         """Encode; not 0 where a value cannot be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode(self, payload: Buffer, weight: np.float32, mode: int, out_N: Vector) -> None:
         """Check everything, then run a mode of the decoding kernel."""
-        raise NotImplementedError
 
 
 class Int8(_Blockwise):
@@ -81,14 +83,8 @@ class Int8(_Blockwise):
 
     def _encode(self, values_N: Vector, payload: NDArray[np.uint8]) -> int:
         cut = 2 * num_blocks(values_N.size)
-        word = np.empty(1, np.float32)
         status: int = _kernels().int8_encode(
-            values_N,
-            values_N.view(np.int32),
-            word,
-            word.view(np.int32),
-            payload[:cut],
-            payload[cut:].view(np.int8),
+            values_N, values_N.view(np.int32), payload[:cut], payload[cut:].view(np.int8)
         )
         return status
 
@@ -99,8 +95,7 @@ class Int8(_Blockwise):
         scales, codes_N = payload_B[:cut], payload_B[cut:].view(np.int8)
         kernels = _kernels()
         refuse(kernels.int8_check(scales, codes_N))
-        word = np.empty(1, np.float32)
-        kernels.int8_decode(scales, codes_N, word, word.view(np.int32), weight, mode, out_N)
+        kernels.int8_decode(scales, codes_N, weight, mode, out_N)
 
 
 class E3M0(_Blockwise):
@@ -128,9 +123,7 @@ class E3M0(_Blockwise):
         exponents_B, codes = payload_B[:cut], payload_B[cut:]
         kernels = _kernels()
         refuse(kernels.e3m0_check(exponents_B))
-        levels = np.empty(16, np.float32)
-        bits = levels.view(np.int32)
-        kernels.e3m0_decode(exponents_B, codes, levels, bits, weight, mode, out_N)
+        kernels.e3m0_decode(exponents_B, codes, weight, mode, out_N)
 
 
 def num_blocks(num_values: int) -> int:

@@ -5,6 +5,7 @@ N = values of a chunk
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ BLOCK: Final = 1 << 14  # values worked on at a time: they stay in the core's ow
 Words = NDArray[np.unsignedinteger[Any]]
 
 
-class _Dense:
+class _Dense(ABC):
     """A word a value. `_word_limit` are the bits of the largest word."""
 
     name: ClassVar[str]
@@ -39,6 +40,7 @@ class _Dense:
 
     def prepare(self) -> None:
         """Nothing is compiled."""
+        return
 
     def max_bytes(self, num_values: int) -> int:
         return num_values * np.dtype(self._word).itemsize
@@ -86,11 +88,13 @@ class _Dense:
     def _is_valid(self, words_N: Words) -> bool:
         return are_words_within(words_N, self._word_limit)
 
+    @abstractmethod
     def _narrow(self, values: Vector, words: Words) -> None:
-        raise NotImplementedError
+        """Round values to words."""
 
+    @abstractmethod
     def _widen(self, words: Words, values: Vector) -> None:
-        raise NotImplementedError
+        """Write the values that words stand for."""
 
 
 class Fp32(_Dense):
