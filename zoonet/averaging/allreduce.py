@@ -13,7 +13,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
-from zoonet.averaging.chunks import Header, decode_header
+from zoonet.averaging.chunks import Header, decode_header, slice_digests
+from zoonet.averaging.landing import Buffers
 from zoonet.averaging.lateness import Lateness
 from zoonet.averaging.links import LinkBook, PeerLinks
 from zoonet.averaging.messages import Attempt
@@ -96,6 +97,7 @@ class TreeAllReduce:
         self._lock = threading.Lock()
         self._reduction: Reduction | None = None
         self._wire = Wire(codec)
+        self._buffers = Buffers(num_parameters)
         self._payload: Payload | None = None
         self._feedback_P: Vector | None = None  # what this peer's payloads have left out
         self._over: dict[bytes, None] = {}  # keys of rounds that are over, oldest first
@@ -158,7 +160,7 @@ class TreeAllReduce:
         if reduction is None or not reduction.is_complete or reduction.attempt.number != number:
             return ()
         mean_P = reduction.assembled()
-        return await _compute(mean_P.nbytes, lambda: reduction.slice_digests(mean_P))
+        return await _compute(mean_P.nbytes, lambda: slice_digests(reduction.attempt, mean_P))
 
     async def average(self, attempt: Attempt) -> Vector:
         """See `Averager.average`."""
@@ -188,6 +190,7 @@ class TreeAllReduce:
             payload,
             self._mean_buffer(),
             self._wire,
+            self._buffers,
             self._outlets.post,
             self._wake,
         )

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import numpy as np
 from blake3 import blake3
 
-from zoonet.averaging.plan import MAX_MEMBERS
+from zoonet.averaging.messages import Attempt
+from zoonet.averaging.plan import MAX_MEMBERS, chunk_bounds
+from zoonet.exact import Vector
 
 ROUND_KEY_BYTES: Final = 16
 DIGEST_BYTES: Final = 32
@@ -70,3 +73,17 @@ def indices_of(bits: int) -> list[int]:
 def root_of(digests: bytes) -> bytes:
     """What a contributor commits to: the digest (32 bytes) of its chunks' digests, in order."""
     return blake3(b"zoonet-contribution/1\x00" + digests).digest()
+
+
+def slice_digests(attempt: Attempt, mean_P: Vector) -> tuple[bytes, ...]:
+    """Digests of what each contributor of an attempt has averaged, in their order."""
+    hashers = [blake3(b"zoonet-slice/1\x00") for _ in attempt.contributors]
+    by_index = {
+        attempt.plan.peers.index(peer): hasher
+        for peer, hasher in zip(attempt.contributors, hashers, strict=True)
+    }
+    for tree in attempt.plan.trees:
+        start, _ = chunk_bounds(mean_P.size, tree.first)
+        _, stop = chunk_bounds(mean_P.size, tree.stop - 1)
+        by_index[tree.root].update(mean_P[start:stop].view(np.uint8).data)
+    return tuple(hasher.digest() for hasher in hashers)

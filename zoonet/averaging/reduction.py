@@ -25,17 +25,14 @@ from zoonet.averaging.chunks import (
     indices_of,
     root_of,
 )
+from zoonet.averaging.landing import Buffers, Landing
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.payload import Payload
 from zoonet.averaging.plan import (
-    Tree,
     chunk_bounds,
-    chunk_values,
     members_by_index,
-    parent_of,
-    receivers_of,
-    sources_of,
 )
+from zoonet.averaging.roles import Role, partners_of, roles_in
 from zoonet.averaging.wire import Wire, is_finite
 from zoonet.crypto import PeerId
 from zoonet.errors import InvalidPart, ProtocolViolation
@@ -57,21 +54,10 @@ class _Part:
 
 
 @dataclass(slots=True)
-class _Role:
-    """What this peer does for the chunks of one tree in the current attempt."""
-
-    tree: Tree
-    parent: int | None  # None for the root
-    owner: int  # of this peer's site
-    sources: tuple[int, ...]  # empty unless this peer owns the chunks in its site
-    receivers: tuple[int, ...]
-
-
-@dataclass(slots=True)
 class _Chunk:
     """Where one chunk stands."""
 
-    role: _Role
+    role: Role
     parts: dict[int, _Part] = field(default_factory=dict)
     sum: _Part | None = None  # the site's mean, where this peer owns the chunk but is not its root
     sum_raw: memoryview = memoryview(b"")  # the same as it is sent
@@ -109,6 +95,7 @@ class Reduction:
         payload: Payload | None,
         mean_P: Vector,
         wire: Wire,
+        buffers: Buffers,
         post: Post,
         changed: Callable[[], None],
     ) -> None:
@@ -122,7 +109,8 @@ class Reduction:
         self._payload = payload
         self._mean_P = mean_P
         self._wire = wire
-        self._spilled: set[int] = set()  # chunks whose mean lies outside mean_P
+        self._buffers = buffers
+        self._landing = Landing(mean_P, wire, buffers)
         self._post = post
         self._changed = changed
         self._lock = threading.RLock()
@@ -137,13 +125,10 @@ class Reduction:
         self._commitments: dict[int, bytes] = {}
         self._committed_to: set[int] = set()  # who has this peer's own
         self._waiting: set[int] = set()  # who has sent all it can for now
-        self._landing: dict[tuple[int, Kind, int], memoryview] = {}
-        self._scratch = memoryview(bytearray(wire.max_bytes(chunk_values(mean_P.size))))
         self._chunks: list[_Chunk] = []
         self._contributors: frozenset[int] = frozenset()
         self._needed_bits = 0
         self._num_left = 0
-        self._spare: list[Vector] = []  # chunk buffers to use again
 
     # --- attempts -----------------------------------------------------------------------------
 
@@ -153,7 +138,7 @@ class Reduction:
             self.attempt = attempt
             self._contributors = members_by_index(attempt.plan, attempt.contributors)
             self._needed_bits = bits_of(self._contributors)
-            roles = [self._role_in(tree) for tree in attempt.plan.trees]
+            roles = roles_in(attempt, self._me)
             by_chunk = [role for role in roles for _ in range(role.tree.first, role.tree.stop)]
             if not self._chunks:
                 self._chunks = [_Chunk(role) for role in by_chunk]
@@ -165,16 +150,6 @@ class Reduction:
             self._advance(number)
         if self.is_complete:
             self._changed()
-
-    def _role_in(self, tree: Tree) -> _Role:
-        plan = self.attempt.plan
-        return _Role(
-            tree=tree,
-            parent=parent_of(plan, tree, self._me),
-            owner=tree.owners[plan.site_of(self._me)],
-            sources=tuple(sources_of(plan, tree, self._me, self._contributors)),
-            receivers=tuple(receivers_of(plan, tree, self._me)),
-        )
 
     def _commit_to(self, owners: set[int]) -> None:
         if self._payload is not None and self._me in self._contributors:
@@ -191,23 +166,13 @@ class Reduction:
     def assembled(self) -> Vector:
         """Return the mean (P,). It stays as it is until the buffer is used for another round."""
         with self._lock:
-            self._spare.clear()
-            if not self._spilled:
+            self._buffers.settle()
+            if not self._landing.has_spilled:
                 return self._mean_P
             # Something that has been given up may still write into mean_P.
             pieces = [chunk.mean_N for chunk in self._chunks]
             assert all(piece is not None for piece in pieces)
             return np.concatenate([piece for piece in pieces if piece is not None])
-
-    def slice_digests(self, mean_P: Vector) -> tuple[bytes, ...]:
-        """Digests of the slices that the attempt's trees carry, in their order."""
-        digests = []
-        for tree in self.attempt.plan.trees:
-            start, _ = chunk_bounds(mean_P.size, tree.first)
-            _, stop = chunk_bounds(mean_P.size, tree.stop - 1)
-            hasher = blake3(b"zoonet-slice/1\x00")
-            digests.append(hasher.update(mean_P[start:stop].view(np.uint8).data).digest())
-        return tuple(digests)
 
     # --- what is still to come ----------------------------------------------------------------
 
@@ -238,15 +203,7 @@ class Reduction:
 
     def partners_in(self, attempt: Attempt) -> set[PeerId]:
         """Everyone to whom this peer sends in an attempt."""
-        contributors = members_by_index(attempt.plan, attempt.contributors)
-        found: set[int] = set()
-        for tree in attempt.plan.trees:
-            found.update(receivers_of(attempt.plan, tree, self._me))
-            parent = parent_of(attempt.plan, tree, self._me)
-            sources = sources_of(attempt.plan, tree, self._me, contributors)
-            if parent is not None and (sources or self._me in contributors):
-                found.add(parent)
-        return {self.peers[index] for index in found}
+        return {self.peers[index] for index in partners_of(attempt, self._me)}
 
     def alive(self) -> bytes:
         """The header by which this peer says that it waits for others."""
@@ -268,37 +225,28 @@ class Reduction:
             if header.kind == Kind.ALIVE:
                 self._require(peer_id, num_bytes, 0)
                 self._waiting.add(sender)
-                return self._scratch[:0]
+                return self._landing.nowhere(0)
             self._waiting.discard(sender)
             if header.kind == Kind.COMMITMENT:
                 self._require(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
-                return self._land(sender, header, memoryview(bytearray(num_bytes)))
+                return self._land(sender, header, num_bytes)
             if header.chunk >= len(self._chunks):
                 raise ProtocolViolation(peer_id, f"chunk {header.chunk} of {len(self._chunks)}")
             start, stop = chunk_bounds(self._mean_P.size, header.chunk)
             self._wire.check_size(peer_id, num_bytes, stop - start)
             if not self._is_wanted(sender, header):
-                return self._scratch[:num_bytes]
-            return self._land(sender, header, self._place_for(header, num_bytes))
+                return self._landing.nowhere(num_bytes)
+            return self._land(sender, header, num_bytes)
 
     def _require(self, peer_id: PeerId, num_bytes: int, expected: int) -> None:
         if num_bytes != expected:
             raise InvalidPart(peer_id, f"{num_bytes} bytes, not {expected}")
 
-    def _land(self, sender: int, header: Header, place: memoryview) -> memoryview:
-        key = (sender, header.kind, header.chunk)
-        if key in self._landing:
+    def _land(self, sender: int, header: Header, num_bytes: int) -> memoryview:
+        place = self._landing.begin(sender, header, num_bytes)
+        if place is None:
             raise ProtocolViolation(self.peers[sender], "the same chunk twice at once")
-        self._landing[key] = place
         return place
-
-    def _place_for(self, header: Header, num_bytes: int) -> memoryview:
-        """Where a payload lands: an exact one is in its place at once, others are decoded later."""
-        if not self._wire.is_exact:
-            return memoryview(bytearray(num_bytes))
-        if header.kind == Kind.MEAN:
-            return self._mean_target(header.chunk).view(np.uint8).data
-        return self._buffer(num_bytes // 4).view(np.uint8).data
 
     def _is_wanted(self, sender: int, header: Header) -> bool:
         """Tell whether a chunk is still needed. Raises ProtocolViolation if it never was."""
@@ -331,30 +279,16 @@ class Reduction:
         """What the sender could bring is in this site's mean already."""
         return chunk.sum is not None and bool(chunk.sum.bits >> sender & 1)
 
-    def _buffer(self, size: int) -> Vector:
-        if self._spare:
-            return self._spare.pop()[:size]
-        return np.empty(chunk_values(self._mean_P.size), np.float32)[:size]
-
     def _would_hold(self, chunk: _Chunk, header: Header) -> bool:
         if header.maker != chunk.role.tree.root:
             return False
         return header.bits & self._needed_bits == self._needed_bits
 
-    def _mean_target(self, number: int) -> Vector:
-        """The chunk's place in the mean, unless somebody else may be writing there."""
-        start, stop = chunk_bounds(self._mean_P.size, number)
-        is_taken = any(kind == Kind.MEAN and at == number for _, kind, at in self._landing)
-        if is_taken or number in self._spilled:
-            self._spilled.add(number)
-            return np.empty(stop - start, np.float32)
-        return self._mean_P[start:stop]
-
     def arrived(self, peer_id: PeerId, header: Header) -> None:
         """See `zoonet.transport.Sink.arrived`."""
         sender = self._indices[peer_id]
         with self._lock:
-            landed = self._landing.get((sender, header.kind, header.chunk))
+            landed = self._landing.find(sender, header)
         if landed is None:
             return  # it went where nobody looks
         try:
@@ -365,7 +299,7 @@ class Reduction:
             raise
         finally:
             with self._lock:
-                self._landing.pop((sender, header.kind, header.chunk), None)
+                self._landing.end(sender, header)
         with self._lock:
             self._keep(sender, header, landed, values_N)
         if header.kind != Kind.COMMITMENT:
@@ -394,7 +328,7 @@ class Reduction:
             return values_N
         start, stop = chunk_bounds(self._mean_P.size, header.chunk)
         with self._lock:
-            values_N = self._buffer(stop - start)
+            values_N = self._buffers.take(stop - start)
         try:
             self._wire.codec.decode(landed, values_N)
         except ValueError as error:
@@ -431,10 +365,7 @@ class Reduction:
         """A lane of this peer has ended: what was under way on it will not arrive."""
         sender = self._indices.get(peer_id)
         with self._lock:
-            for key in [key for key in self._landing if key[0] == sender]:
-                if key[1] == Kind.MEAN:
-                    self._spilled.add(key[2])
-                del self._landing[key]
+            self._landing.forget(sender)
 
     # --- adding up and passing on -------------------------------------------------------------
 
@@ -457,7 +388,7 @@ class Reduction:
                 start, stop = chunk_bounds(self._mean_P.size, number)
                 is_in_place = is_root and self._wire.is_exact
                 fresh = np.empty(0 if is_in_place else stop - start, np.float32)
-                out_N = self._mean_target(number) if is_in_place else fresh
+                out_N = self._landing.mean_target(number) if is_in_place else fresh
                 weights = [self._weight_of(part.bits) for part in parts]
             weighted_mean([part.values_N for part in parts], weights, out=out_N)
             is_sound = is_finite(out_N)
@@ -481,19 +412,12 @@ class Reduction:
             bits |= part.bits
         for source, part in chunk.parts.items():
             if source != self._me:
-                self._reuse(part.values_N)
+                self._buffers.give_back(part.values_N)
         chunk.parts.clear()
         if chunk.role.parent is None:
             self._take_mean(number, chunk, out_N, raw, self._me, bits)
         else:
             chunk.sum, chunk.sum_raw = _Part(out_N, bits), raw
-
-    def _reuse(self, values_N: Vector) -> None:
-        """Keep a whole buffer for another chunk."""
-        base = values_N.base
-        whole = np.frombuffer(base, np.float32) if isinstance(base, memoryview) else values_N
-        if whole.size == chunk_values(self._mean_P.size):
-            self._spare.append(whole)
 
     def _drop_non_finite(self, chunk: _Chunk) -> list[int]:
         guilty = [source for source, part in chunk.parts.items() if not is_finite(part.values_N)]
