@@ -26,8 +26,8 @@ class World:
     far_s: float = 0.05  # added for each length of the unit square between two peers
     loss: float = 0.01  # of messages, each way; a lost one costs the call
     rate_bytes_per_s: float = 2.5e6
-    call_bytes: int = 900  # of a call on the wire, besides its payload
-    connect_bytes: int = 5000  # of a new connection
+    call_bytes: int = 1100  # of a call on the wire, besides its payload (see `overhead`)
+    connect_bytes: int = 10_000  # of a new connection
     seed: int = 1
     gossip: GossipConfig = field(default_factory=GossipConfig)
 
