@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
-from msgspec import msgpack
 
 from zoonet.averaging.conductor import (
     AskWhy,
@@ -21,8 +20,8 @@ from zoonet.averaging.conductor import (
 )
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.deadlines import LearnedTimeout
+from zoonet.averaging.followers import Follower, Followers
 from zoonet.averaging.leases import lease
-from zoonet.averaging.links import PeerLinks
 from zoonet.averaging.messages import (
     MESSAGE_BYTES,
     Beat,
@@ -43,13 +42,12 @@ from zoonet.averaging.messages import (
 from zoonet.averaging.plan import MAX_MEMBERS
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
-from zoonet.errors import PeerTimeout, ProtocolViolation, RoundFailed
+from zoonet.errors import ProtocolViolation, RoundFailed
 from zoonet.ranges import Ranges, count
 from zoonet.records import sign
 from zoonet.transport import Stream
 
 QUIET_BEATS: Final = 2.5
-MAX_UNSENT: Final = 64  # messages that wait for a follower to read; then it is lost
 
 log = logging.getLogger(__name__)
 
@@ -67,38 +65,6 @@ class RoundSeat:
     num_parameters: int
     suspects: frozenset[PeerId] = frozenset()  # not to be planned with
     leased: Mapping[PeerId, Ranges] = field(default_factory=dict)  # in earlier plans, as seen here
-
-
-class _Follower:
-    """A peer that attends. What it is told waits in a queue, so that nobody waits for it."""
-
-    def __init__(self, stream: Stream, ready: Ready) -> None:
-        self.stream = stream
-        self.ready = ready
-        self._unsent: asyncio.Queue[FromCoordinator | None] = asyncio.Queue(MAX_UNSENT)
-
-    def tell(self, message: FromCoordinator) -> bool:
-        """Send soon. False where it has not read for too long."""
-        try:
-            self._unsent.put_nowait(message)
-        except asyncio.QueueFull:
-            return False
-        return True
-
-    def dismiss(self) -> None:
-        """End the stream once everything is sent, or at once where that would take too long."""
-        if self._unsent.full():
-            self._unsent.get_nowait()
-        self._unsent.put_nowait(None)
-
-    async def send(self, silence_s: float) -> None:
-        """Send what it is told until it is dismissed. Raises TransportError."""
-        while (message := await self._unsent.get()) is not None:
-            try:
-                async with asyncio.timeout(silence_s):
-                    await self.stream.send(msgpack.encode(message))
-            except TimeoutError as error:
-                raise PeerTimeout(f"peer={short(self.stream.peer_id)} does not read") from error
 
 
 class Coordinator:
@@ -123,8 +89,7 @@ class Coordinator:
         self._config = config
         self._gather_timeout = gather_timeout
         self._applicants = applicants
-        self._followers: dict[PeerId, _Follower] = {}
-        self._heard: dict[PeerId, float] = {}
+        self._followers = Followers()
         self._observed: set[PeerId] = set()
         self._conductor: Conductor | None = None
         self._changed = asyncio.Condition()
@@ -148,8 +113,7 @@ class Coordinator:
             await self._conduct()
         finally:
             self.is_over = True
-            for follower in self._followers.values():
-                follower.dismiss()
+            self._followers.dismiss_all()
 
     @property
     def lost(self) -> frozenset[PeerId]:
@@ -216,7 +180,7 @@ class Coordinator:
             self._config.patience,
             self._usual_s(plan),
             self.seat.num_parameters,
-            self._links(),
+            {peer: follower.links for peer, follower in self._followers.items()},
         )
         log.info(
             "planned round=%d view=%d members=%d joiners=%d",
@@ -227,18 +191,7 @@ class Coordinator:
         )
         self._tell_all(Planned(record=self.record))
         for peer in set(self._followers) - {*plan.members, *plan.joiners}:
-            self._followers.pop(peer).dismiss()
-
-    def _links(self) -> dict[PeerId, PeerLinks]:
-        return {
-            peer: PeerLinks(
-                near=tuple(map(PeerId, follower.ready.near)),
-                up_bytes_per_s=follower.ready.up_bytes_per_s,
-                down_bytes_per_s=follower.ready.down_bytes_per_s,
-                lan_bytes_per_s=follower.ready.lan_bytes_per_s,
-            )
-            for peer, follower in self._followers.items()
-        }
+            self._followers.drop(peer)
 
     def _usual_s(self, plan: Round) -> float:
         """How long this peer's own lease should take it, in seconds; 0 while its speed is unknown.
@@ -282,9 +235,8 @@ class Coordinator:
                 self._conductor.quiet = self._quiet()
                 self._obey(self._conductor.on_time(self._now()))
             await asyncio.sleep(self._config.beat_s)
-            for peer, heard in list(self._heard.items()):
-                silent_s = self._now() - heard
-                if silent_s > self._config.silence_s and peer in self._followers:
+            for peer, silent_s in self._followers.silences(self._now()).items():
+                if silent_s > self._config.silence_s:
                     log.warning("peer=%s has been silent for %.1f s", short(peer), silent_s)
                     self._lose(peer)
             self._tell_all(Beat())
@@ -324,12 +276,9 @@ class Coordinator:
             self._lose(peer)
 
     def _lose(self, peer: PeerId) -> None:
-        follower = self._followers.pop(peer, None)
-        self._heard.pop(peer, None)
+        self._followers.drop(peer)
         if peer == self._me:
             self._seated = None
-        if follower is not None:
-            follower.dismiss()
         if self._conductor is not None and peer in self._conductor.round.members:
             self._obey_or_end(self._conductor.on_lost(peer, self._now()))
 
@@ -340,11 +289,8 @@ class Coordinator:
         peer = stream.peer_id
         if self.is_over or not self._has_room(peer):
             return
-        stale = self._followers.pop(peer, None)
-        if stale is not None:
-            stale.dismiss()
-        follower = self._followers[peer] = _Follower(stream, ready)
-        self._heard[peer] = self._now()
+        follower = Follower(stream, ready)
+        self._followers.add(follower, self._now())
         if peer == self._me:
             self._seated = self._now()
             for early in list(self._followers):
@@ -377,7 +323,7 @@ class Coordinator:
             self._observed.add(peer)
             self._gather_timeout.observe(self._now() - self._seated)
 
-    async def _converse(self, follower: _Follower) -> None:
+    async def _converse(self, follower: Follower) -> None:
         sending = asyncio.create_task(follower.send(self._config.silence_s))
         hearing = asyncio.create_task(self._hear_all(follower.stream))
         try:
@@ -394,8 +340,7 @@ class Coordinator:
         self._tell(peer, Planned(record=self.record))
         plan = conductor.round
         if peer not in (*plan.members, *plan.joiners):
-            if peer in self._followers:
-                self._followers.pop(peer).dismiss()
+            self._followers.drop(peer)
             return
         if peer in plan.members:
             conductor.on_back(peer)
@@ -409,16 +354,16 @@ class Coordinator:
                 message = decode_from_member(frame)
             except (msgspec.DecodeError, ValueError, RecursionError) as error:
                 raise ProtocolViolation(stream.peer_id, f"a malformed message: {error}") from error
-            self._heard[stream.peer_id] = self._now()
+            self._followers.heard(stream.peer_id, self._now())
             if self._conductor is not None:
                 self._obey_or_end(self._orders_on(stream.peer_id, message, self._conductor))
 
     def _quiet(self) -> frozenset[PeerId]:
         """Of whom more than two beats are missing. Of everybody: then this machine was away."""
         limit_s = QUIET_BEATS * self._config.beat_s
-        now = self._now()
-        quiet = {peer for peer, heard in self._heard.items() if now - heard > limit_s}
-        others = self._heard.keys() - {self._me}
+        silences = self._followers.silences(self._now())
+        quiet = {peer for peer, silent_s in silences.items() if silent_s > limit_s}
+        others = silences.keys() - {self._me}
         return frozenset() if quiet >= others else frozenset(quiet - {self._me})
 
     def _orders_on(self, peer: PeerId, message: object, conductor: Conductor) -> list[Order]:
