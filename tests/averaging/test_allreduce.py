@@ -246,7 +246,7 @@ def test_digests_of_slices_are_the_same_for_everyone_and_differ_where_a_mean_doe
         mean_P = only_one_of(await forest.average_all())
         reducers = [forest.reducers[name] for name in forest.names]
         digests = [await reducer.slice_digests(0) for reducer in reducers]
-        assert len(set(digests)) == 1 and len(digests[0]) == len(forest.names)
+        assert len(set(digests)) == 1 and len(digests[0]) == len(forest.plan.trees)
         assert await reducers[0].slice_digests(1) == ()
         mean_P[0] += 1.0  # of the first peer's buffer
         changed = await forest.reducers["ada"].slice_digests(0)

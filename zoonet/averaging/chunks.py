@@ -76,14 +76,14 @@ def root_of(digests: bytes) -> bytes:
 
 
 def slice_digests(attempt: Attempt, mean_P: Vector) -> tuple[bytes, ...]:
-    """Digests of what each contributor of an attempt has averaged, in their order."""
-    hashers = [blake3(b"zoonet-slice/1\x00") for _ in attempt.contributors]
-    by_index = {
-        attempt.plan.peers.index(peer): hasher
-        for peer, hasher in zip(attempt.contributors, hashers, strict=True)
-    }
+    """Digests of the means that the attempt's trees have brought, in their order.
+
+    By tree, not by maker: a slice that came in two forms may have been changed by who passed it on.
+    """
+    digests = []
     for tree in attempt.plan.trees:
         start, _ = chunk_bounds(mean_P.size, tree.first)
         _, stop = chunk_bounds(mean_P.size, tree.stop - 1)
-        by_index[tree.root].update(mean_P[start:stop].view(np.uint8).data)
-    return tuple(hasher.digest() for hasher in hashers)
+        hasher = blake3(b"zoonet-slice/1\x00")
+        digests.append(hasher.update(mean_P[start:stop].view(np.uint8).data).digest())
+    return tuple(digests)
