@@ -34,6 +34,7 @@ from experiments.testbed.results import Goal
 from peers.processes import Family
 
 QUESTION: Final = "Does a peer's memory stay where it is while rounds go on and others come and go?"
+COPIES_QUESTION: Final = "How many copies of its payload does a peer hold at the peak of a round?"
 MIB: Final = 1 << 20
 MAX_DEVIATION: Final = 0.05
 MAX_COPIES: Final = 2.0
@@ -156,10 +157,10 @@ def worst(swarm: dict[str, Any], name: str) -> float | None:
     return max(known) if known and len(known) == len(values) else None
 
 
-def goals_of(found: dict[str, Any]) -> list[Goal]:
-    """What was promised."""
+def soak_goals(swarms: list[dict[str, Any]]) -> list[Goal]:
+    """What was promised of memory over time."""
     goals = []
-    for swarm in found["swarms"]:
+    for swarm in swarms:
         codec = swarm["codec"]
         off = worst(swarm, "rss_bytes_deviation")
         goals += [
@@ -168,37 +169,48 @@ def goals_of(found: dict[str, Any]) -> list[Goal]:
             Goal(f"{codec}: descriptors, growth", worst(swarm, "num_descriptors_growth"), SPARE),
             Goal(f"{codec}: tasks, growth", worst(swarm, "num_tasks_growth"), SPARE),
         ]
-    for variant in dict.fromkeys(each["variant"] for each in found["copies"]):
-        most = copies.largest(found["copies"], variant)
-        goals.append(Goal(f"{variant}: copies beside contribution and mean", most, MAX_COPIES))
     return goals
 
 
-def tables_of(found: dict[str, Any]) -> list[Table]:
-    """What a person reads."""
-    tables = []
-    for swarm in found["swarms"]:
-        cores = f"{swarm['cores_of_a_peer']:.3f} core a peer, {swarm['cores_of_all']:.2f} in all"
-        table = Table(title=f"{swarm['codec']}: {swarm['num_rounds']} rounds, {cores}")
-        for column in ("peer", "RSS, MiB", "off by", "peaks off by"):
-            table.add_column(column, justify="right")
-        for column in ("daemon, MiB", "off by", "threads", "descriptors", "tasks"):
-            table.add_column(column, justify="right")
-        for peer in swarm["peers"]:
-            if peer["is_staying"]:
-                table.add_row(*row_of(peer))
-        tables.append(table)
-    if found["copies"]:
-        table = Table(title="copies of the payload beside contribution and mean, at most")
-        for column in ("", "first round", "later rounds", "between rounds"):
-            table.add_column(column, justify="right")
-        for each in found["copies"]:
-            figures = (each["first_round"], each["later_rounds"], each["between_rounds"])
-            table.add_row(each["variant"], *(f"{max(values):.2f}" for values in figures))
-        for each in found["whole_peers"]:
-            table.add_row(f"whole peer, {each['codec']}", "", f"{max(each['peak']):.2f} in all", "")
-        tables.append(table)
-    return tables
+def copies_goals(found: list[dict[str, Any]]) -> list[Goal]:
+    """What was promised of copies."""
+    return [
+        Goal(
+            f"{each['variant']}: copies beside contribution and mean",
+            max(*each["first_round"], *each["later_rounds"]),
+            MAX_COPIES,
+        )
+        for each in found
+    ]
+
+
+def soak_table(swarm: dict[str, Any]) -> Table:
+    """What a person reads of one swarm."""
+    cores = f"{swarm['cores_of_a_peer']:.3f} core a peer, {swarm['cores_of_all']:.2f} in all"
+    table = Table(title=f"{swarm['codec']}: {swarm['num_rounds']} rounds, {cores}")
+    for column in ("peer", "RSS, MiB", "off by", "peaks off by"):
+        table.add_column(column, justify="right")
+    for column in ("daemon, MiB", "off by", "threads", "descriptors", "tasks"):
+        table.add_column(column, justify="right")
+    for peer in swarm["peers"]:
+        if peer["is_staying"]:
+            table.add_row(*row_of(peer))
+    return table
+
+
+def copies_table(found: dict[str, Any]) -> Table:
+    """What a person reads of copies: of any peer, the most."""
+    table = Table(title=f"memory in copies of {found['averagers'][0]['size_mib']:g} MiB, at most")
+    for column in ("", "first round", "later rounds", "between rounds"):
+        table.add_column(column, justify="right")
+    for each in found["averagers"]:
+        figures = (each["first_round"], each["later_rounds"], each["between_rounds"])
+        label = f"{each['variant']}, beside contribution and mean"
+        table.add_row(label, *(f"{max(values):.2f}" for values in figures))
+    for each in found["whole_peers"]:
+        label = f"{each['codec']}, whole peer, all in all"
+        table.add_row(label, "", f"{max(each['peak']):.2f}", "")
+    return table
 
 
 def row_of(peer: dict[str, Any]) -> list[str]:
@@ -225,16 +237,13 @@ def row_of(peer: dict[str, Any]) -> list[str]:
     ]
 
 
-def plot(found: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
+def plot(swarms: list[dict[str, Any]], options: argparse.Namespace, path: Path) -> None:
     """RSS over time, a panel for each swarm; deaths, goodbyes and returns are marked."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    swarms = found["swarms"]
-    if not swarms:
-        return
     figure, axes = pyplot.subplots(
         len(swarms), 1, figsize=(11, 0.6 + 3.8 * len(swarms)), sharex=True, squeeze=False
     )
@@ -280,52 +289,70 @@ def draw(panel: Any, swarm: dict[str, Any], warm_up: int) -> None:
     panel.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-async def everything(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The swarms side by side, then the copies."""
-    found: dict[str, Any] = {"swarms": [], "copies": [], "whole_peers": []}
-    codecs = options.codecs.split(",")
-    if options.only != "copies":
-        runs = [soak(settings_of(codec, options), options, folder) for codec in codecs]
-        found["swarms"] = await asyncio.gather(*runs)
-    if options.only != "soak":
-        size = options.copies_mib
-        for variant in ("tls",) if options.smoke else copies.VARIANTS:
-            console.print(f"copies: {variant}")
-            num_peers = 2 if options.smoke else 4
-            found["copies"].append(await copies.of_the_averager(variant, num_peers, size, folder))
-        for codec in () if options.smoke else codecs:
-            console.print(f"copies: whole peers, {codec}")
-            settings = replace(settings_of(codec, options), size_mib=size, num_leaving=0)
-            found["whole_peers"].append(await copies.of_whole_peers(settings, folder))
-    return found
+async def soak_all(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """The swarms, side by side."""
+    runs = [soak(settings_of(codec, options), options, folder) for codec in codecs_of(options)]
+    return await asyncio.gather(*runs)
+
+
+async def count_copies(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Averagers alone, then whole peers."""
+    averagers, whole_peers = [], []
+    size_mib = options.copies_mib
+    for variant in ("tls",) if options.smoke else copies.VARIANTS:
+        console.print(f"copies: {variant}")
+        num_peers = 2 if options.smoke else 4
+        averagers.append(await copies.of_the_averager(variant, num_peers, size_mib, folder))
+    for codec in () if options.smoke else codecs_of(options):
+        console.print(f"copies: whole peers, {codec}")
+        settings = replace(settings_of(codec, options), size_mib=size_mib, num_leaving=0)
+        whole_peers.append(await copies.of_whole_peers(settings, folder))
+    return {"averagers": averagers, "whole_peers": whole_peers}
+
+
+def codecs_of(options: argparse.Namespace) -> list[Any]:
+    """Those that the command names."""
+    return list(options.codecs.split(","))
 
 
 def main() -> None:
-    """Run, print tables, write one JSON and one plot."""
+    """Run, print tables, write a JSON for either question and one plot."""
     options = parse()
-    found = command.run(lambda folder: everything(options, folder))
-    goals = goals_of(found)
-    settings = {
-        "minutes": options.minutes,
-        "size_mib": options.size_mib,
-        "period_s": options.period,
-        "warm_up_minute": options.warm_up,
-        "copies_mib": options.copies_mib,
-        "windows": "[minute, median, least, largest]",
-        "trace": "[seconds, resident MiB]",
-    }
-    path = results.write(
-        "soak",
-        QUESTION,
-        (),
-        goals,
-        settings=settings,
-        is_smoke=options.smoke,
-        out=options.out,
-        more=found,
-    )
-    plot(found, options, path.with_suffix(".png"))
-    results.show(*tables_of(found), results.goals_table(goals))
+    if options.only != "copies":
+        swarms = command.run(lambda folder: soak_all(options, folder))
+        path = results.write(
+            "soak",
+            QUESTION,
+            (),
+            soak_goals(swarms),
+            settings={
+                "minutes": options.minutes,
+                "size_mib": options.size_mib,
+                "period_s": options.period,
+                "warm_up_minute": options.warm_up,
+                "windows": "[minute, median, least, largest]",
+                "trace": "[seconds, resident MiB]",
+            },
+            is_smoke=options.smoke,
+            out=options.out,
+            more={"swarms": swarms},
+        )
+        plot(swarms, options, path.with_suffix(".png"))
+        results.show(*map(soak_table, swarms), results.goals_table(soak_goals(swarms)))
+    if options.only != "soak":
+        found = command.run(lambda folder: count_copies(options, folder))
+        goals = copies_goals(found["averagers"])
+        results.write(
+            "soak",
+            COPIES_QUESTION,
+            (),
+            goals,
+            settings={"size_mib": options.copies_mib, "num_rounds": copies.NUM_ROUNDS},
+            is_smoke=options.smoke,
+            out=results.beside(options.out, "soak", "copies", is_smoke=options.smoke),
+            more=found,
+        )
+        results.show(copies_table(found), results.goals_table(goals))
 
 
 if __name__ == "__main__":

@@ -134,14 +134,3 @@ async def of_whole_peers(settings: Settings, folder: Path) -> dict[str, Any]:
         "before_the_job_mib": round(statistics.median(before) / MIB, 1),
         "peak": [round(copies, 3) for copies in peaks],
     }
-
-
-def largest(found: list[dict[str, Any]], variant: str) -> float | None:
-    """The most copies that any peer of a variant held, in any round; None where not measured."""
-    values = [
-        value
-        for each in found
-        if each["variant"] == variant
-        for value in (*each["first_round"], *each["later_rounds"])
-    ]
-    return max(values, default=None)

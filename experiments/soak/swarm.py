@@ -186,8 +186,9 @@ class Swarm:
             due = self._began + (number + 0.5) * self.settings.churn_s
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             peer = leaving[number % len(leaving)]
+            turn, place = divmod(number, len(leaving))
             # Each of them goes now this way, now the other.
-            is_kill = (number // len(leaving) + number) % 2 == 0
+            is_kill = (turn + place) % 2 == 0
             await (self._kill(peer) if is_kill else self._send_away(peer))
             await asyncio.sleep(self.settings.away_s)
             peer.child = await self._start(peer.number)
