@@ -20,6 +20,7 @@ def test_what_this_machine_does_not_have_is_refused_with_what_it_has(name: str) 
         check_device(name)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ["cuda", "cuda:0"])
 def test_a_gpu_that_is_there_is_accepted(name: str) -> None:

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from zoonet.config import TrainingConfig
 from zoonet.errors import OutOfDeviceMemory
-from zoonet.training.gradient import BatchGradient, autocast, slot_seed
+from zoonet.training.gradient import (
+    BatchGradient,
+    BatchLoss,
+    autocast,
+    is_memory_error,
+    memory_errors_told,
+    slot_seed,
+)
 from zoonet.training.models.base import TrainableModel
 
 SEEDS = [2034360545866830968, 8909348466055004667]
@@ -73,6 +80,48 @@ def test_a_loss_over_the_whole_batch_is_never_cut() -> None:
     model.is_batch_separable = False
     with pytest.raises(OutOfDeviceMemory, match="6 samples"):
         gradient_of(model)
+
+
+def loss_of(model: LinearModel, num_samples: int = 6) -> BatchLoss:
+    loss = BatchLoss(model, torch.device("cpu"), SPEC)
+    rng = np.random.default_rng(0)
+    samples: Any = tuple(rng.random((2, num_samples, 3), np.float32))
+    whole = BatchLoss(LinearModel(num_samples), torch.device("cpu"), SPEC).of(samples)
+    assert loss.of(samples) == pytest.approx(whole)
+    assert loss.of(samples) == pytest.approx(whole)
+    return loss
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(1, [6, 3, 2]), (3, [6]), (4, [6]), (6, [])])
+def test_an_evaluation_that_does_not_fit_is_cut_once_and_tells_the_same_loss(
+    room: int, sizes: list[int]
+) -> None:
+    model = LinearModel(room)
+    loss_of(model)
+    assert [size for size in model.seen if size > room] == sizes
+
+
+def test_an_evaluation_of_one_sample_that_does_not_fit_is_out_of_memory() -> None:
+    with pytest.raises(OutOfDeviceMemory, match="1 samples"):
+        loss_of(LinearModel(0))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out_becomes_one_error(error: RuntimeError) -> None:
+    named = pytest.raises(OutOfDeviceMemory, match="too little memory for a step")
+    with named as caught, memory_errors_told("a step"):
+        raise error
+    assert caught.value.__cause__ is error
+    assert not is_memory_error(RuntimeError("shapes cannot be multiplied"))
 
 
 def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:

@@ -1,4 +1,4 @@
-"""The gradient of one batch, in as many micro-batches as the device's memory asks for.
+"""Gradient and loss of one batch, in as many micro-batches as the device's memory asks for.
 
 B = samples, T = tokens, P = flat parameters
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,6 +18,9 @@ from zoonet.config import TrainingSpec
 from zoonet.errors import OutOfDeviceMemory
 from zoonet.training.models.base import TrainableModel
 from zoonet.training.tokens import Batch
+
+# CUDA's and MPS's; the CPU's; what cuBLAS and cuDNN say when they find no room for their own.
+_MEMORY_WORDS: Final = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 
 
 class BatchGradient:
@@ -41,8 +47,7 @@ class BatchGradient:
                 if size == 1 or not self._model.is_batch_separable:
                     raise failure from error
             self.micro_batch_size = (size + 1) // 2
-            if self._grad_P.is_cuda:
-                torch.cuda.empty_cache()
+            _let_go(self._grad_P.device)
 
     def _accumulate(self, batch: Batch, slot: int) -> Tensor:
         self._grad_P.zero_()
@@ -63,6 +68,44 @@ class BatchGradient:
         return loss_sum
 
 
+class BatchLoss:
+    """The mean loss of a batch without a gradient, in as many parts as memory asks for."""
+
+    def __init__(self, model: TrainableModel, device: torch.device, spec: TrainingSpec) -> None:
+        self._model = model
+        self._device = device
+        self._spec = spec
+        self._most_samples = 0  # at a time; 0: no limit has been met
+
+    @torch.no_grad()
+    def of(self, batch: Batch) -> float:
+        """Mean loss of a batch. Raises OutOfDeviceMemory where it cannot be cut further."""
+        num_samples = len(batch[0])
+        while True:
+            size = min(num_samples, self._most_samples or num_samples)
+            try:
+                return sum(self._parts(batch, size)) / num_samples
+            except RuntimeError as error:
+                failure = memory_error(error, f"the loss of {size} samples")
+                if size == 1 or not self._model.is_batch_separable:
+                    raise failure from error
+            self._most_samples = (size + 1) // 2
+            _let_go(self._device)
+
+    def _parts(self, batch: Batch, size: int) -> Iterator[float]:
+        for first in range(0, len(batch[0]), size):
+            part = slice(first, first + size)
+            x_BT, y_BT = (torch.from_numpy(side[part]).to(self._device) for side in batch)
+            with autocast(self._spec, self._device):
+                yield float(self._model(x_BT, y_BT)) * len(x_BT)
+
+
+def _let_go(device: torch.device) -> None:
+    """Give back what torch keeps of a device's memory: its pieces may be of the wrong size."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def autocast(spec: TrainingSpec, device: torch.device) -> torch.autocast:
     """Mixed precision, bf16, on CUDA devices. A CPU stays in fp32: there bf16 is slower."""
     is_mixed = spec.precision == "bf16" and device.type == "cuda"
@@ -77,7 +120,22 @@ def slot_seed(seed: int, slot: int) -> int:
 
 def memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
     """Map torch's ways to say that memory ran out; re-raise anything else."""
-    is_device = isinstance(error, torch.cuda.OutOfMemoryError)
-    if not is_device and "can't allocate memory" not in str(error):
+    if not is_memory_error(error):
         raise error
     return OutOfDeviceMemory(f"the device has too little memory for {what}")
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether torch says that memory ran out; its libraries have words of their own for it."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY_WORDS)
+
+
+@contextmanager
+def memory_errors_told(what: str) -> Iterator[None]:
+    """Raise OutOfDeviceMemory where memory runs out in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise memory_error(error, what) from error

@@ -14,17 +14,22 @@ import torch
 from numpy.typing import NDArray
 
 from zoonet import config
-from zoonet.errors import ConfigError, NonFiniteLoss, TrainingError
+from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
 from zoonet.ranges import Ranges
 from zoonet.training.export import Layout
 from zoonet.training.generate import generate
-from zoonet.training.gradient import BatchGradient, autocast, memory_error
+from zoonet.training.gradient import (
+    BatchGradient,
+    BatchLoss,
+    is_memory_error,
+    memory_errors_told,
+)
 from zoonet.training.inner import InnerOptimizer, learning_rate
 from zoonet.training.messages import Sample, Start, Train
 from zoonet.training.models import FlatModel, hidden_matrices
 from zoonet.training.order import SampleOrder
 from zoonet.training.tokenizers import MAX_TOKENIZER_BYTES, load_tokenizer
-from zoonet.training.tokens import Batch, TokenFile
+from zoonet.training.tokens import TokenFile
 
 _EVAL_TOKENS_PER_BATCH = 4096
 
@@ -50,14 +55,14 @@ class TrainingSession:
         self._train_tokens = TokenFile(Path(start.train_path), vocab_size, token_bytes)
         self._heldout_tokens = TokenFile(Path(start.heldout_path), vocab_size, token_bytes)
         self._order = SampleOrder(len(self._train_tokens), context, self.spec.seed)
-        try:
+        self._size = f"{prepared.num_parameters} parameters"
+        with memory_errors_told(self._size):
             self._flat = FlatModel(prepared.model, prepared.num_parameters, self.device)
             hidden = hidden_matrices(self._flat.model, vocab_size)
             self._optimizer = InnerOptimizer(self._flat, self.spec, hidden)
-        except RuntimeError as error:
-            raise memory_error(error, f"{prepared.num_parameters} parameters") from error
+            self._loss_sum = torch.zeros((), device=self.device)
         self._gradient = BatchGradient(self._flat.model, self._flat.grad_P, self.spec)
-        self._loss_sum = torch.zeros((), device=self.device)
+        self._loss = BatchLoss(self._flat.model, self.device, self.spec)
         self._num_steps = 0
 
     @property
@@ -105,7 +110,8 @@ class TrainingSession:
         batch = self._train_tokens.batch(starts_B, self.model_spec.context)
         self._loss_sum += self._gradient.backward(batch, slot)
         self._num_steps += 1
-        self._optimizer.step_(learning_rate(progress, self.spec))
+        with memory_errors_told(f"a step of {self._size}"):
+            self._optimizer.step_(learning_rate(progress, self.spec))
 
     def take_loss(self) -> float:
         """Return the mean loss of the steps since the last call (0 where there were none).
@@ -119,8 +125,13 @@ class TrainingSession:
         return mean
 
     def finish_round(self, theta_P: Vector, inner_N: Vector) -> None:
-        """Write theta_local and the inner state. Raises NonFiniteLoss and writes nothing."""
-        if not torch.isfinite(self._flat.theta_P).all():
+        """Write theta_local and the inner state.
+
+        Raises NonFiniteLoss or OutOfDeviceMemory, and then writes nothing.
+        """
+        with memory_errors_told(f"a look at {self._size}"):
+            is_finite = bool(torch.isfinite(self._flat.theta_P).all())
+        if not is_finite:
             raise NonFiniteLoss("a step made parameters infinite; lower training.inner_lr")
         self._flat.store(theta_P)
         self._optimizer.store(inner_N)
@@ -131,7 +142,7 @@ class TrainingSession:
         """Return the mean held-out loss in nats and the number of tokens it is over.
 
         `is_stopped` is asked between batches; then only what was seen so far counts.
-        Raises NonFiniteLoss.
+        Raises NonFiniteLoss, and OutOfDeviceMemory where even one window does not fit.
         """
         self._flat.load_(theta_P)
         self._flat.model.eval()
@@ -144,7 +155,7 @@ class TrainingSession:
             if is_stopped():
                 break
             if len(batch[0]) > 1 or self._flat.model.is_batch_separable:
-                total += self._heldout_loss(batch) * len(batch[0])
+                total += self._loss.of(batch) * len(batch[0])
                 num_windows += len(batch[0])
         if not num_windows:
             raise TrainingError("there is no whole held-out window to evaluate on")
@@ -153,7 +164,7 @@ class TrainingSession:
         return total / num_windows, num_windows * context
 
     def sample(self, theta_P: Vector, request: Sample) -> str:
-        """Return the prompt and its continuation. Raises ConfigError."""
+        """Return the prompt and its continuation. Raises ConfigError, OutOfDeviceMemory."""
         if self.model_spec.kind == "embedding":
             raise ConfigError("an embedding model does not generate text")
         if self._tokenizer_path.stat().st_size > MAX_TOKENIZER_BYTES:
@@ -161,25 +172,21 @@ class TrainingSession:
         tokenizer = load_tokenizer(self._tokenizer_path.read_bytes())
         self._flat.load_(theta_P)
         self._flat.model.eval()
-        ids_T = generate(
-            self._flat.model,
-            tokenizer.encode(request.prompt or "\n"),
-            context=self.model_spec.context,
-            num_tokens=request.num_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-        )
+        prompt_T = tokenizer.encode(request.prompt or "\n")
+        with memory_errors_told("a sample"):
+            ids_T = generate(
+                self._flat.model,
+                prompt_T,
+                context=self.model_spec.context,
+                num_tokens=request.num_tokens,
+                temperature=request.temperature,
+                seed=request.seed,
+            )
         return tokenizer.decode(ids_T[ids_T < tokenizer.vocab_size])
 
     def _forget_loss(self) -> None:
         self._loss_sum.zero_()
         self._num_steps = 0
-
-    @torch.no_grad()
-    def _heldout_loss(self, batch: Batch) -> float:
-        x_BT, y_BT = (torch.from_numpy(part).to(self.device) for part in batch)
-        with autocast(self.spec, self.device):
-            return float(self._flat.model(x_BT, y_BT))
 
 
 def each(slots: Ranges) -> Iterator[int]:
@@ -195,12 +202,19 @@ def position(command: Train, step: int, num_steps: int, total_tokens: int) -> fl
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" takes the best there is. Raises ConfigError."""
+    """Return the device of that name; "auto" takes the best there is.
+
+    Raises ConfigError where it is not there, OutOfDeviceMemory where it has no room at all.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        if is_memory_error(error):
+            raise OutOfDeviceMemory(
+                f"the device {name!r} has no memory left; end what else runs on it"
+            ) from error
         raise ConfigError(f"this machine has no device {name!r}: {str(error)[:200]}") from error
     return device
