@@ -379,7 +379,7 @@ async def break_in_full_flight(left: LanePeer, right: LanePeer, num_ends: int) -
     for message in range(50):
         lane.post(b"%d %d" % (num_ends, message), memory)
     await right.inbox.until_arrived(len(right.inbox.messages) + 1)
-    next(iter(lane._pipes)).connection.abort()
+    lane._hands[0].pipe.connection.abort()
     await left.outbox.until(lambda: len(left.outbox.ends) >= num_ends)
     assert lane.unsent_bytes == 0
     await right.inbox.until(lambda: len(right.inbox.ends) >= num_ends)

@@ -140,13 +140,14 @@ class Connection:
             except (OSError, ValueError) as error:
                 raise self.lost(error) from error
 
-    def wait(self, doorbell: Doorbell) -> bool:
+    def wait(self, doorbell: Doorbell, timeout_s: float | None = None) -> bool:
         """Wait for the bell; tell whether the other side said something or has gone."""
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(doorbell, select.POLLIN)
             self._poll.register(self.socket, select.POLLIN)
-        fired = [descriptor for descriptor, _ in self._poll.poll()]
+        timeout_ms = None if timeout_s is None else 1e3 * timeout_s
+        fired = [descriptor for descriptor, _ in self._poll.poll(timeout_ms)]
         if doorbell.fileno() in fired:
             doorbell.clear()
         return self.socket.fileno() in fired

@@ -115,6 +115,7 @@ class KernelProbe:
         self._meter = meter
         self._next = 0.0
         self._acked_bytes = self._busy_us = 0
+        self.bytes_per_s = 0.0  # of this connection; 0 while unknown
 
     def look(self) -> None:
         """Take a sample if it is time for one. Costs a microsecond."""
@@ -130,7 +131,8 @@ class KernelProbe:
         )
         new_bytes, new_us = acked_bytes - self._acked_bytes, busy_us - self._busy_us
         if new_bytes >= KERNEL_SAMPLE_BYTES and new_us > 0:
-            self._meter.sends_at(self._connection, new_bytes / new_us * 1e6)
+            self.bytes_per_s = new_bytes / new_us * 1e6
+            self._meter.sends_at(self._connection, self.bytes_per_s)
             self._meter.rtt_s = self._connection.rtt_s() or self._meter.rtt_s
             self._acked_bytes, self._busy_us = acked_bytes, busy_us
 

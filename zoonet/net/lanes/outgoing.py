@@ -6,13 +6,15 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from zoonet.crypto import PeerId, short
 from zoonet.errors import StreamClosed, ZoonetError
-from zoonet.net.lanes.connection import Connection, Doorbell
+from zoonet.net.lanes.connection import NOT_SENT_BYTES, Connection, Doorbell
 from zoonet.transport.lanes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, LaneEnded, Path
 from zoonet.transport.streams import Buffer
 
@@ -26,11 +28,16 @@ class SendingPipe(Protocol):
 
     connection: Connection
 
+    @property
+    def bytes_per_s(self) -> float:
+        """How fast it has been lately; 0 where that is not known."""
+        ...
+
     def send(self, header: bytes, payload: memoryview) -> int:
         """Send a message. Returns how many payload bytes, of this and former ones, have left."""
         ...
 
-    def wait(self, doorbell: Doorbell) -> int:
+    def wait(self, doorbell: Doorbell, timeout_s: float | None = None) -> int:
         """Wait until rung. Returns how many bytes left meanwhile; raises where the lane broke."""
         ...
 
@@ -43,8 +50,22 @@ class SendingPipe(Protocol):
         ...
 
 
+@dataclass(slots=True, eq=False)
+class _Hand:
+    """One connection of a lane, and what its thread does."""
+
+    pipe: SendingPipe
+    bell: Doorbell
+    rests_until: float = 0.0  # monotonic: until then it leaves what waits to the others
+
+
 class OutgoingLane:
-    """A `Lane` over one or several connections that share a queue."""
+    """A `Lane` over one or several connections that share a queue.
+
+    Each takes the next message when it has sent the last one, so that faster ones carry more. The
+    last messages are left to the fast ones: a slow connection does not take what all others
+    together would have sent before it is done.
+    """
 
     def __init__(
         self,
@@ -60,8 +81,8 @@ class OutgoingLane:
         self._lock = threading.Lock()
         self._queue: deque[tuple[bytes, memoryview]] = deque()
         self._unsent_bytes = 0
-        self._pipes: dict[SendingPipe, Doorbell] = {}
-        self._idle: list[Doorbell] = []
+        self._hands: list[_Hand] = []
+        self._idle: list[_Hand] = []
         self._is_closing = False  # by ourselves, or because it broke
         self._is_broken = False
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -77,17 +98,17 @@ class OutgoingLane:
     @property
     def num_connections(self) -> int:
         """Over how many connections it sends now."""
-        return len(self._pipes)
+        return len(self._hands)
 
     def add(self, pipe: SendingPipe) -> None:
         """Send over this connection too. A lane that has ended closes it at once."""
         with self._lock:
             if not self._is_closing:
-                self._pipes[pipe] = doorbell = Doorbell()
-                thread = threading.Thread(
-                    target=self._run, args=(pipe, doorbell), name="lane-out", daemon=True
-                )
-                thread.start()
+                hand = _Hand(pipe, Doorbell())
+                self._hands.append(hand)
+                threading.Thread(
+                    target=self._run, args=(hand,), name="lane-out", daemon=True
+                ).start()
                 return
         pipe.close()
 
@@ -102,7 +123,9 @@ class OutgoingLane:
             self._queue.append((header, view))
             self._unsent_bytes += len(view)
             if self._idle:
-                self._idle.pop().ring()
+                fastest = max(self._idle, key=lambda hand: hand.pipe.bytes_per_s)
+                self._idle.remove(fastest)
+                fastest.bell.ring()
 
     def drop(self) -> None:
         with self._lock:
@@ -114,7 +137,7 @@ class OutgoingLane:
         with self._lock:
             self._is_closing = True
             self._ring_all()
-            if not self._pipes:
+            if not self._hands:
                 return
             self._waiting.append((loop, done))
         with contextlib.suppress(TimeoutError):
@@ -134,47 +157,68 @@ class OutgoingLane:
         self._queue.clear()
         self._unsent_bytes = 0  # nothing of it will leave
         self._ring_all()
-        for pipe in self._pipes:
-            pipe.connection.abort()
+        for hand in self._hands:
+            hand.pipe.connection.abort()
 
     def _ring_all(self) -> None:
         while self._idle:
-            self._idle.pop().ring()
+            self._idle.pop().bell.ring()
 
-    def _run(self, pipe: SendingPipe, doorbell: Doorbell) -> None:
+    def _run(self, hand: _Hand) -> None:
         error: ZoonetError | None = None
         try:
-            self._send_all(pipe, doorbell)
+            self._send_all(hand)
         except ZoonetError as failure:
             error = failure
         except Exception as failure:
             # The boundary of a thread: a bug ends its own lane, loudly.
             log.exception("a lane to peer=%s failed", short(self._peer_id))
             error = StreamClosed(f"peer={short(self._peer_id)} lane failed: {failure!r}")
-        self._leave(pipe, doorbell, error)
+        self._leave(hand, error)
 
-    def _send_all(self, pipe: SendingPipe, doorbell: Doorbell) -> None:
+    def _send_all(self, hand: _Hand) -> None:
         while True:
             with self._lock:
-                message = self._queue.popleft() if self._queue else None
-                is_closing = self._is_closing
-                if message is None and not is_closing:
-                    self._idle.append(doorbell)
+                rest_s = self._rest_s(hand)
+                message = self._queue.popleft() if self._queue and not rest_s else None
+                is_done = self._is_closing and not self._queue
+                if message is None and not is_done:
+                    self._idle.append(hand)
             if message is not None:
-                self._left(pipe.send(*message))
-            elif is_closing:
-                self._left(pipe.flush())
+                self._left(hand.pipe.send(*message))
+            elif is_done:
+                self._left(hand.pipe.flush())
                 return
             else:
-                self._left(self._sleep(pipe, doorbell))
+                self._left(self._sleep(hand, rest_s or None))
 
-    def _sleep(self, pipe: SendingPipe, doorbell: Doorbell) -> int:
+    def _rest_s(self, hand: _Hand) -> float:
+        """How long a connection leaves what waits to the others; 0 where it takes the next one.
+
+        Once the others have had the time that they seemed to need, it helps whatever they do.
+        """
+        own = hand.pipe.bytes_per_s
+        rates = [other.pipe.bytes_per_s for other in self._hands if other is not hand]
+        if not self._queue or not own or own >= max(rates, default=0.0):
+            hand.rests_until = 0.0
+            return 0.0
+        now = time.monotonic()
+        if not hand.rests_until:
+            others_s = (self._unsent_bytes + len(rates) * NOT_SENT_BYTES) / sum(rates)
+            if others_s < (len(self._queue[0][1]) + NOT_SENT_BYTES) / own:
+                hand.rests_until = now + others_s
+        if now < hand.rests_until:
+            return hand.rests_until - now
+        hand.rests_until = 0.0
+        return 0.0
+
+    def _sleep(self, hand: _Hand, timeout_s: float | None) -> int:
         try:
-            return pipe.wait(doorbell)
+            return hand.pipe.wait(hand.bell, timeout_s)
         finally:
             with self._lock:
-                if doorbell in self._idle:
-                    self._idle.remove(doorbell)
+                if hand in self._idle:
+                    self._idle.remove(hand)
 
     def _left(self, num_bytes: int) -> None:
         if num_bytes:
@@ -182,7 +226,7 @@ class OutgoingLane:
                 if not self._is_broken:
                     self._unsent_bytes -= num_bytes
 
-    def _leave(self, pipe: SendingPipe, doorbell: Doorbell, error: ZoonetError | None) -> None:
+    def _leave(self, hand: _Hand, error: ZoonetError | None) -> None:
         """The thread of a connection ends; where it broke, the lane ends with it."""
         with self._lock:
             tells = error is not None and not self._is_closing
@@ -190,11 +234,11 @@ class OutgoingLane:
             if error is not None:
                 self._break()
             self._ring_all()
-        pipe.close()
+        hand.pipe.close()
         with self._lock:
-            del self._pipes[pipe]
-            doorbell.close()
-            is_last = not self._pipes
+            self._hands.remove(hand)
+            hand.bell.close()
+            is_last = not self._hands
             waiting, self._waiting = (self._waiting, []) if is_last else ([], self._waiting)
         if is_last:
             self._on_gone(self)

@@ -44,6 +44,8 @@ COPIED: Final = b"\x01"
 class ShmSender:
     """A `SendingPipe` over a local socket."""
 
+    bytes_per_s = 0.0  # nobody shares its work
+
     def __init__(self, connection: Connection, memory: SharedMemory, meter: LinkMeter) -> None:
         self.connection = connection
         self._memory = memory
@@ -110,8 +112,8 @@ class ShmSender:
         self._meter.sent.end(num_bytes, is_idle=not self._in_flight)
         return num_bytes
 
-    def wait(self, doorbell: Doorbell) -> int:
-        if not self.connection.wait(doorbell):
+    def wait(self, doorbell: Doorbell, timeout_s: float | None = None) -> int:
+        if not self.connection.wait(doorbell, timeout_s):
             return 0
         if not self._in_flight:
             raise self.connection.lost()

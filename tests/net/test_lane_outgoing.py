@@ -1,0 +1,123 @@
+"""Which connection of a lane takes which message, and what a message looks like on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from tests.contracts.networks import identity_of
+from tests.net.lane_peers import run
+from zoonet.net.lanes.connection import Connection, Doorbell
+from zoonet.net.lanes.links import LinkMeter
+from zoonet.net.lanes.outgoing import OutgoingLane
+from zoonet.net.lanes.tls import HEAD_BYTES, RECORD_BYTES, TlsSender
+
+PEER = identity_of("right").peer_id
+SEGMENT_BYTES = 1500  # of most networks, and more than a TCP segment has
+MESSAGE = bytes(128 * 1024)
+
+
+class Pipe:
+    """A `SendingPipe` of a known speed, which sends as often as the test says."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        near, self._far = socket.socketpair()
+        self.connection = Connection(near, PEER, stall_timeout_s=10.0)
+        self.bytes_per_s = bytes_per_s
+        self.may_send = threading.Semaphore(0)
+        self.has_rested = threading.Event()
+        self.sent: list[bytes] = []
+
+    def send(self, header: bytes, payload: memoryview) -> int:
+        self.may_send.acquire()
+        self.sent.append(header)
+        return len(payload)
+
+    def wait(self, doorbell: Doorbell, timeout_s: float | None = None) -> int:
+        if timeout_s is not None:
+            self.has_rested.set()
+        self.connection.wait(doorbell, timeout_s)
+        return 0
+
+    def flush(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.connection.close()
+        self._far.close()
+
+
+def lane_of(*pipes: Pipe) -> OutgoingLane:
+    lane = OutgoingLane(PEER, "direct", lambda *_: None, lambda _: None)
+    for pipe in pipes:
+        lane.add(pipe)
+    return lane
+
+
+def test_a_slow_connection_leaves_the_last_message_to_a_fast_one() -> None:
+    fast, slow = Pipe(1e5), Pipe(1e2)  # the slow one would take an hour
+
+    async def story() -> None:
+        lane = lane_of(fast, slow)
+        lane.post(b"first", MESSAGE)
+        lane.post(b"last", MESSAGE)
+        await asyncio.to_thread(slow.has_rested.wait)
+        fast.may_send.release(2)
+        await lane.close()
+        assert (fast.sent, slow.sent) == ([b"first", b"last"], [])
+
+    run(story())
+
+
+def test_a_slow_connection_helps_while_there_is_much_to_send() -> None:
+    fast, slow = Pipe(2e6), Pipe(1e6)
+
+    async def story() -> None:
+        lane = lane_of(fast, slow)
+        slow.may_send.release()
+        for number in range(20):
+            lane.post(b"%d" % number, MESSAGE)
+        while not slow.sent:
+            await asyncio.sleep(0)
+        fast.may_send.release(20)
+        slow.may_send.release(20)
+        await lane.close()
+        assert len(fast.sent) + len(slow.sent) == 20
+
+    run(story())
+
+
+def test_a_connection_that_has_rested_long_enough_helps_whatever_the_others_do() -> None:
+    stuck, slow = Pipe(1e8), Pipe(1e3)  # 5 ms would do, it was thought
+
+    async def story() -> None:
+        lane = lane_of(stuck, slow)
+        slow.may_send.release()
+        lane.post(b"first", MESSAGE)
+        lane.post(b"last", MESSAGE)
+        while not slow.sent:
+            await asyncio.sleep(0)
+        stuck.may_send.release()
+        await lane.close()
+        assert (stuck.sent, slow.sent) == ([b"first"], [b"last"])
+
+    run(story())
+
+
+@pytest.mark.parametrize("num_bytes", [SEGMENT_BYTES, RECORD_BYTES, 128 * 1024])
+def test_a_head_never_leaves_as_a_packet_of_its_own(num_bytes: int) -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+    with far:
+        sender = TlsSender(Connection(near, PEER, stall_timeout_s=10.0), LinkMeter())
+        payload = memoryview(bytes(num_bytes))
+        sending = threading.Thread(target=sender.send, args=(b"header", payload))
+        sending.start()
+        writes = [far.recv(2 << 20)]
+        while sum(map(len, writes)) < HEAD_BYTES + num_bytes:
+            writes.append(far.recv(2 << 20))
+        sending.join()
+        assert len(writes[0]) >= SEGMENT_BYTES
+        sender.close()
