@@ -209,12 +209,11 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        # With its number: some functions of torch refuse a "cuda" that names none.
+        return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         if is_memory_error(error):
             raise OutOfDeviceMemory(
                 f"the device {name!r} has no memory left; end what else runs on it"
             ) from error
         raise ConfigError(f"this machine has no device {name!r}: {str(error)[:200]}") from error
-    return device
