@@ -70,7 +70,7 @@ async def of_the_averager(
     variant: str, num_peers: int, size_mib: float, folder: Path
 ) -> dict[str, Any]:
     """Copies beside contribution and mean, in the first round and at most in later ones."""
-    name = f"zoonet-{variant}"
+    name = f"zoonet_job-{variant}"
     payload_bytes = size_mib * MIB
     folder = folder / f"copies-{variant}"
     folder.mkdir()

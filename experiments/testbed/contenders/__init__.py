@@ -16,6 +16,7 @@ _WHERE = {
     "ring": "ring:Ring",
     "rounds": "zoonet_rounds:ZoonetRounds",
     "zoonet": "zoonet_averager:Zoonet",
+    "zoonet_job": "zoonet_job:ZoonetJob",
 }
 
 __all__ = ["Contender", "Stage", "load", "make"]
