@@ -9,14 +9,8 @@ from torch import Tensor
 
 from zoonet.config import TrainingConfig
 from zoonet.errors import OutOfDeviceMemory
-from zoonet.training.gradient import (
-    BatchGradient,
-    BatchLoss,
-    autocast,
-    is_memory_error,
-    memory_errors_told,
-    slot_seed,
-)
+from zoonet.training.gradient import BatchGradient, BatchLoss, autocast, slot_seed
+from zoonet.training.memory import is_memory_error, memory_errors_told
 from zoonet.training.models.base import TrainableModel
 
 SEEDS = [2034360545866830968, 8909348466055004667]

@@ -8,19 +8,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from zoonet.config import TrainingSpec
-from zoonet.errors import OutOfDeviceMemory
+from zoonet.training.memory import memory_error
 from zoonet.training.models.base import TrainableModel
 from zoonet.training.tokens import Batch
-
-# CUDA's and MPS's; the CPU's; what cuBLAS and cuDNN say when they find no room for their own.
-_MEMORY_WORDS: Final = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 
 
 class BatchGradient:
@@ -116,26 +111,3 @@ def slot_seed(seed: int, slot: int) -> int:
     """Return the 63-bit seed of a slot's random numbers: a replay draws the same ones."""
     digest = hashlib.blake2b(b"zoonet-slot/1" + struct.pack("<qq", seed, slot), digest_size=8)
     return int.from_bytes(digest.digest(), "little") >> 1
-
-
-def memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
-    """Map torch's ways to say that memory ran out; re-raise anything else."""
-    if not is_memory_error(error):
-        raise error
-    return OutOfDeviceMemory(f"the device has too little memory for {what}")
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether torch says that memory ran out; its libraries have words of their own for it."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY_WORDS)
-
-
-@contextmanager
-def memory_errors_told(what: str) -> Iterator[None]:
-    """Raise OutOfDeviceMemory where memory runs out in the block."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise memory_error(error, what) from error

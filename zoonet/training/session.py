@@ -18,13 +18,9 @@ from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, Trainin
 from zoonet.ranges import Ranges
 from zoonet.training.export import Layout
 from zoonet.training.generate import generate
-from zoonet.training.gradient import (
-    BatchGradient,
-    BatchLoss,
-    is_memory_error,
-    memory_errors_told,
-)
+from zoonet.training.gradient import BatchGradient, BatchLoss
 from zoonet.training.inner import InnerOptimizer, learning_rate
+from zoonet.training.memory import is_memory_error, memory_errors_told
 from zoonet.training.messages import Sample, Start, Train
 from zoonet.training.models import FlatModel, hidden_matrices
 from zoonet.training.order import SampleOrder

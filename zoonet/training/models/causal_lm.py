@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zoonet.config import ModelSpec
 from zoonet.errors import ConfigError
+from zoonet.training.memory import is_memory_error
 from zoonet.training.models.base import TrainableModel
 
 _MAX_COUNT = 1024  # layers, as in `ModelConfig`
@@ -90,6 +91,8 @@ def _from_config(spec: ModelSpec) -> Any:
     except ConfigError:
         raise
     except Exception as error:  # foreign constructors raise whatever the values lead to
+        if is_memory_error(error):
+            raise
         raise ConfigError(
             f"transformers cannot build a causal LM of type {model_type!r} from "
             f"model.hf_config: {str(error)[:200]}"

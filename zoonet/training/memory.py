@@ -1,0 +1,37 @@
+"""Torch's ways to say that a device's memory ran out, and our one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import torch
+
+from zoonet.errors import OutOfDeviceMemory
+
+# CUDA's and MPS's; the CPU's; what cuBLAS and cuDNN say when they find no room for their own.
+_MEMORY_WORDS: Final = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+
+
+def memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
+    """Map torch's ways to say that memory ran out; re-raise anything else."""
+    if not is_memory_error(error):
+        raise error
+    return OutOfDeviceMemory(f"the device has too little memory for {what}")
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether torch says that memory ran out; its libraries have words of their own for it."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY_WORDS)
+
+
+@contextmanager
+def memory_errors_told(what: str) -> Iterator[None]:
+    """Raise OutOfDeviceMemory where memory runs out in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise memory_error(error, what) from error
