@@ -78,9 +78,29 @@ def test_a_line_without_work_keeps_its_estimate_and_a_slower_one_loses_it_slowly
     assert book.own().up_bytes_per_s == 10e6
     book.observe({ADA: look(0.05, 5e6, 5e6)})
     assert 9e6 < book.own().up_bytes_per_s < 10e6
-    for _ in range(100):
-        book.observe({ADA: look(0.05, 5e6, 5e6)})
+    for number in range(100):
+        book.observe({ADA: look(0.05, 5e6 + number, 5e6)})
     assert book.own().up_bytes_per_s == pytest.approx(5e6, rel=0.01)
+
+
+def test_a_link_that_carries_nothing_more_adds_nothing_to_its_line() -> None:
+    book = LinkBook()
+    book.observe({ADA: look(0.05, 2e6, 2e6), BOB: look(0.05, 2e6, 2e6)})
+    assert book.own().up_bytes_per_s == 4e6
+    for number in range(20):  # the next plan sends everything to one of them
+        book.observe({ADA: look(0.05, 4e6 + number, 4e6 - number), BOB: look(0.05, 2e6, 2e6)})
+    assert book.own().up_bytes_per_s == pytest.approx(4e6, rel=0.001)
+    assert book.own().down_bytes_per_s == pytest.approx(4e6, rel=0.001)
+
+
+def test_a_second_look_at_the_same_says_nothing_new() -> None:
+    book = LinkBook()
+    book.observe({ADA: look(0.05, 8e6, 8e6)})
+    book.observe({ADA: look(0.05, 6e6, 6e6)})
+    said = book.own()
+    for _ in range(20):
+        book.observe({ADA: look(0.05, 6e6, 6e6)})
+    assert book.own() == said
 
 
 def test_where_everybody_is_near_it_is_the_local_network_that_counts() -> None:

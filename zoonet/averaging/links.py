@@ -65,26 +65,38 @@ class Link:
 class LinkBook:
     """Estimates of a peer's links, smoothed over many looks at them.
 
-    A peer becomes near below `NEAR_S` and far above `FAR_S`, so that sites do not flutter.
+    A peer becomes near below `NEAR_S` and far above `FAR_S`, so that sites do not flutter. What a
+    line carries is the sum over those links whose rate has changed since the last look: a rate
+    that stands still is of another plan's round, in which this link may have had the line alone.
     """
 
     def __init__(self) -> None:
         self._links: dict[PeerId, Link] = {}
         self._near: set[PeerId] = set()
+        self._last: dict[PeerId, tuple[float, float]] = {}  # rates as they were seen last
         self._up = self._down = self._lan_up = self._lan_down = 0.0
 
     def observe(self, seen: Mapping[PeerId, SeenLink]) -> None:
         """One look at all links at the same time. What cannot be is taken for "nothing seen"."""
         for peer, look in seen.items():
             self._note(peer, look)
-        near = [look for peer, look in seen.items() if peer in self._near]
-        far = [look for peer, look in seen.items() if self._is_far(peer)]
+        fresh = [(peer, *self._fresh_rates(peer, look)) for peer, look in seen.items()]
+        near = [(up, down) for peer, up, down in fresh if peer in self._near]
+        far = [(up, down) for peer, up, down in fresh if self._is_far(peer)]
         if not any(map(self._is_far, self._links)):
             self._up = self._down = 0.0
-        self._up = _total(self._up, [look.up_bytes_per_s for look in far])
-        self._down = _total(self._down, [look.down_bytes_per_s for look in far])
-        self._lan_up = _total(self._lan_up, [look.up_bytes_per_s for look in near])
-        self._lan_down = _total(self._lan_down, [look.down_bytes_per_s for look in near])
+        self._up = _total(self._up, [up for up, _ in far])
+        self._down = _total(self._down, [down for _, down in far])
+        self._lan_up = _total(self._lan_up, [up for up, _ in near])
+        self._lan_down = _total(self._lan_down, [down for _, down in near])
+
+    def _fresh_rates(self, peer: PeerId, look: SeenLink) -> tuple[float, float]:
+        """Both rates of a link, 0 where nothing new has been seen of them."""
+        old_up, old_down = self._last.get(peer, (0.0, 0.0))
+        up, down = look.up_bytes_per_s, look.down_bytes_per_s
+        if peer in self._links:
+            self._last[peer] = up, down
+        return (0.0 if up == old_up else up), (0.0 if down == old_down else down)
 
     def _is_far(self, peer: PeerId) -> bool:
         return peer not in self._near and self.link(peer).rtt_s > 0
@@ -104,6 +116,7 @@ class LinkBook:
         while len(self._links) > MAX_LINKS:
             oldest = next(iter(self._links))
             del self._links[oldest]
+            self._last.pop(oldest, None)
             self._near.discard(oldest)
 
     def link(self, peer: PeerId) -> Link:
