@@ -1,7 +1,8 @@
 """What does an all-reduce send between sites, and how well does it use their links?
 
-Two questions: how many bytes cross (4+4, 2x4, 6x4 and 5+2+1 peers; against a butterfly, a ring and
-the bound), and how much of a 100 Mbit/s, 50 ms link is used (against hivemind and raw TCP).
+Three questions: how many bytes cross (4+4, 2x4, 6x4 and 5+2+1 peers; against a butterfly, a ring
+and the bound), how much of a 100 Mbit/s, 50 ms link is used (against hivemind and raw TCP), and
+how well plans' predicted times fit the measured ones.
 
     sudo python -m experiments.wan
 """
@@ -20,26 +21,37 @@ from experiments.testbed import command, kernel, results
 from experiments.testbed.measuring import Run
 from experiments.testbed.nursery import Nursery
 from experiments.testbed.results import Bars, Goal
-from experiments.wan import crossing, link_use
+from experiments.wan import crossing, forecasting, link_use
 
 QUESTION: Final = {
     "crossing": "How many bytes does an all-reduce send between sites?",
     "use": "How much of the link between two sites does an all-reduce use?",
+    "forecast": "How well does a plan's predicted time fit the measured one?",
 }
+LAYOUTS: Final = {
+    "crossing": "4+4,2x4,6x4,5+2+1",
+    "use": "1+1",
+    "forecast": "1+1,4+4,2x4,5+2+1",
+}
+UNIT: Final = {"crossing": "payloads", "use": "share of the link", "forecast": "seconds"}
 Answer = Callable[
     [argparse.Namespace, Path], Awaitable[tuple[list[Run], list[Goal], Table, list[Bars]]]
 ]
-EVERYBODY: Final = tuple(dict.fromkeys((*crossing.CONTENDERS, *link_use.CONTENDERS)))
+EVERYBODY: Final = tuple(
+    dict.fromkeys((*crossing.CONTENDERS, *link_use.CONTENDERS, *forecasting.CONTENDERS))
+)
 
 
 def parse() -> argparse.Namespace:
     """The command's options."""
     parser = command.parser("wan", __doc__)
-    parser.add_argument("--only", choices=tuple(QUESTION), help="one of the two questions")
-    parser.add_argument("--layouts", default="4+4,2x4,6x4,5+2+1", help="sites, for the bytes")
+    parser.add_argument("--only", choices=tuple(QUESTION), help="one of the questions")
+    parser.add_argument("--layouts", help="sites, by comma, for the bytes and the predictions")
     parser.add_argument("--crossing-mib", type=float, default=2, help="payload, for the bytes")
     parser.add_argument("--crossing-mbit", type=float, default=50, help="rate, for the bytes")
     parser.add_argument("--use-mib", default="16,64", help="payloads, for the use of the link")
+    parser.add_argument("--forecast-mib", default="4,16", help="payloads, for the predictions")
+    parser.add_argument("--forecast-mbit", type=float, default=50, help="rate, for the predictions")
     parser.add_argument("--rate-mbit", type=float, default=100)
     parser.add_argument("--rtt-ms", type=float, default=50)
     parser.add_argument("--mtu", type=int, default=1500, help="bytes of a packet (default 1500)")
@@ -47,6 +59,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.smoke:
         options.layouts, options.crossing_mib, options.use_mib = "2+1", 0.25, "0.5"
+        options.forecast_mib = "0.5"
         options.repeats = 1
     return options
 
@@ -89,18 +102,41 @@ async def answer_use(
     )
 
 
+async def answer_forecast(
+    options: argparse.Namespace, folder: Path
+) -> tuple[list[Run], list[Goal], Table, list[Bars]]:
+    """Measure how well times are predicted."""
+    runs: list[Run] = []
+    async with Nursery.open(forecasting.CONTENDERS) as nursery:
+        for text, size_mib in forecasting.cases(options):
+            runs += await forecasting.measure_layout(text, size_mib, options, nursery, folder)
+    return (
+        runs,
+        forecasting.goals_of(runs, options),
+        forecasting.table_of(runs, options),
+        forecasting.bars_of(runs, options),
+    )
+
+
 def settings_of(options: argparse.Namespace, question: str) -> dict[str, Any]:
     """What a repetition needs to know."""
-    link = (crossing if question == "crossing" else link_use).link_of(options)
+    module = {"crossing": crossing, "use": link_use, "forecast": forecasting}[question]
+    sizes = {
+        "crossing": options.crossing_mib,
+        "use": options.use_mib,
+        "forecast": options.forecast_mib,
+    }
+    link = module.link_of(options)
     return {
-        "layouts": options.layouts if question == "crossing" else "1+1",
-        "payload_mib": options.crossing_mib if question == "crossing" else options.use_mib,
+        "layouts": "1+1" if question == "use" else options.layouts,
+        "payload_mib": sizes[question],
         "rate_bits_per_s_of_each_way_of_a_site": link.rate_bits_per_s,
         "rtt_s": link.rtt_s,
         "mtu_bytes": link.mtu_bytes,
         "queue_bytes": link.queue_bytes,
         "congestion_control": link.congestion_control,
         "tcp_slow_start_after_idle": 0,
+        "rest_before_each_round_s": link_use.REST_S if question == "use" else 0,
         "repeats": options.repeats,
     }
 
@@ -109,10 +145,16 @@ def main() -> None:
     """Run, print tables, write a JSON and a plot for each question."""
     options = parse()
     command.require(kernel.require_namespaces)
-    answers: dict[str, Answer] = {"crossing": answer_crossing, "use": answer_use}
+    answers: dict[str, Answer] = {
+        "crossing": answer_crossing,
+        "use": answer_use,
+        "forecast": answer_forecast,
+    }
+    layouts = options.layouts
     for question, answer in answers.items():
         if options.only not in (None, question):
             continue
+        options.layouts = layouts or LAYOUTS[question]
         runs, goals, table, bars = command.run(partial(answer, options))
         path = results.write(
             "wan",
@@ -123,8 +165,7 @@ def main() -> None:
             is_smoke=options.smoke,
             out=results.beside(options.out, "wan", question, is_smoke=options.smoke),
         )
-        unit = "payloads" if question == "crossing" else "share of the link"
-        results.plot(path.with_suffix(".png"), QUESTION[question], unit, bars)
+        results.plot(path.with_suffix(".png"), QUESTION[question], UNIT[question], bars)
         results.show(table, results.goals_table(goals))
 
 

@@ -7,6 +7,8 @@ and two round trips.
 from __future__ import annotations
 
 import argparse
+import asyncio
+import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -24,6 +26,10 @@ from experiments.testbed.troupe import Troupe
 CONTENDERS: Final = ("zoonet", "raw-tcp", "hivemind")
 HOSTED_TOGETHER: Final = (("zoonet",), ("raw-tcp",), ("hivemind",))
 MIB: Final = 1 << 20
+# A round comes after seconds of training. For BBR the pause matters: after ten seconds it renews
+# its least round trip with the first acknowledgement, while in a round before that it stops for a
+# quarter of a second. So everyone's connections rest that long, whatever their place in the order.
+REST_S: Final = 10.5
 
 
 def link_of(options: argparse.Namespace) -> Link:
@@ -58,8 +64,11 @@ async def measure_size(
                 troupe = await stack.enter_async_context(opened)
                 troupes |= dict.fromkeys(hosted, troupe)
 
+        rested: dict[str, float] = {}
+
         async def measure_one(name: str, lap: int) -> Run:
-            return await measuring.measure(
+            await asyncio.sleep(rested.get(name, 0.0) - time.monotonic())
+            run = await measuring.measure(
                 bed,
                 lambda: troupes[name].perform(name),
                 rules,
@@ -67,6 +76,8 @@ async def measure_size(
                 contender=name,
                 lap=lap,
             )
+            rested[name] = time.monotonic() + (0.0 if options.smoke else REST_S)
+            return run
 
         return await measuring.by_turns(names, options.repeats, measure_one)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from experiments.testbed import vectors
@@ -27,7 +28,7 @@ from zoonet.exact import Vector
 from zoonet.net.lanes import HostLanes, LanesConfig
 
 JOB_ID: Final = hashlib.sha256(b"benchmark").hexdigest()[:32]
-VARIANTS: Final = ("", "tls", "shm", "butterfly", "int8")
+VARIANTS: Final = ("", "tls", "shm", "butterfly", "int8", "learned")
 INT8_TOLERANCE: Final = 0.3  # of values up to 28, quantised twice
 
 
@@ -72,6 +73,17 @@ def plan_of(stage: Stage, variant: str) -> Plan:
         payload = Payload(num_values=stage.num_values)
         return make_butterfly(set(links), frozenset(), links, payload)
     return make_plan(set(links), frozenset(), links, stage.num_values)
+
+
+def plan_as_told(told: Sequence[Mapping[str, Any]], num_values: int) -> Plan:
+    """What a coordinator would plan, who knows what all have said of their links."""
+    links = links_as_told(told)
+    return make_plan(set(links), frozenset(), links, num_values)
+
+
+def links_as_told(told: Sequence[Mapping[str, Any]]) -> dict[PeerId, PeerLinks]:
+    """What peers have said of their links when they prepared."""
+    return {PeerId(each["peer_id"]): msgspec.convert(each["links"], PeerLinks) for each in told}
 
 
 def links_of(
@@ -127,10 +139,13 @@ class Zoonet:
         self._round_number = round_number
         self._contribution_P = contribution_P
         root = await self._averager.commit(contribution_P)
-        return {"peer_id": self._transport.peer_id, "root": root.hex()}
+        links = msgspec.to_builtins(self._averager.own_links())
+        return {"peer_id": self._transport.peer_id, "root": root.hex(), "links": links}
 
     async def run(self, told: list[dict[str, Any]]) -> list[int]:
         roots = {each["peer_id"]: bytes.fromhex(each["root"]) for each in told}
+        if self._variant == "learned":
+            self._plan = plan_as_told(told, self._stage.num_values)
         attempt = Attempt(
             job_id=JOB_ID,
             index=self._round_number,
