@@ -41,6 +41,8 @@ from zoonet.training.devices import check_device
 from zoonet.training.handle import TrainerProcess
 from zoonet.training.messages import Start
 
+YIELD_S: Final = 1.0  # for a neighbour that may be dialling us to come through
+BACKOFF_S: Final = 5.5  # libp2p dials nobody again for 5 s after it has failed
 CACHE_INTERVAL_S: Final = 30.0
 BEACON_LIFETIME_S: Final = 180.0
 PRESENT_INTERVAL_S: Final = 60.0  # between two looks at what the beacon says
@@ -177,7 +179,7 @@ class PeerRole:
         """Named and cached peers were dialled already; then the LAN; else this is a new swarm."""
         if self._lan is not None and not await self._host.connected():
             self._lan.present(await self._beacon())  # neighbours answer a beacon, not silence
-            await self._join_neighbours(self._lan)
+            await self._try_neighbours(self._lan)
         connected = await self._host.connected()
         if connected:
             log.info("joined peers=%d", len(connected))
@@ -257,12 +259,28 @@ class PeerRole:
                 log.debug("beacon not renewed, next time: %s", error)
             await asyncio.sleep(LONELY_INTERVAL_S if is_alone else PRESENT_INTERVAL_S)
 
+    async def _try_neighbours(self, lan: Lan) -> None:
+        """Join one of those who are heard, rather than found a swarm beside them."""
+        if not await self._join_neighbours(lan) and lan.peers():
+            await asyncio.sleep(BACKOFF_S)
+            await self._join_neighbours(lan)
+
     async def _join_neighbours(self, lan: Lan) -> bool:
-        """Tell whether one of those on the local network answered."""
-        found = [
-            address.text
+        """Tell whether one of those on the local network answered.
+
+        Two who hear and dial each other at the same moment both fail, for TCP makes that one
+        connection without a listener. So whoever has the lesser id goes first.
+        """
+        heard = [
+            record
             for record in await lan.search(LAN_SEARCH_S)
             if "client" not in record.body.roles  # it may be looking for the swarm itself
+        ]
+        if any(record.author < self._host.peer_id for record in heard):
+            await asyncio.sleep(YIELD_S)
+        found = [
+            address.text
+            for record in heard
             for address in parse_believable(record.body.addresses, record.author)
         ]
         return bool(await self._host.connect(found))
