@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
-from zoonet.averaging.chunks import Header, decode_header, slice_digests
+from zoonet.averaging.chunks import Header, Kind, decode_header, slice_digests
 from zoonet.averaging.landing import Buffers
 from zoonet.averaging.lateness import Lateness
 from zoonet.averaging.links import LinkBook, PeerLinks
@@ -170,10 +170,15 @@ class TreeAllReduce:
         for peer in sorted(reduction.partners_in(attempt)):
             if self._outlets.expect(peer):
                 self._spawn(self._outlets.open(peer))
-        await _compute(4 * self._num_parameters, lambda: reduction.adopt(attempt))
+        await _compute(4 * self._num_parameters, lambda: self._begin(reduction, attempt))
         await self._finished(reduction, began)
         self._lateness.succeed()
         return reduction.assembled()
+
+    def _begin(self, reduction: Reduction, attempt: Attempt) -> None:
+        reduction.adopt(attempt)
+        self._lanes.ask_again()  # others may have begun before
+        reduction.advance()
 
     def _reduction_of(self, attempt: Attempt) -> Reduction:
         reduction = self._reduction
@@ -310,6 +315,8 @@ class TreeAllReduce:
         reduction = self._reduction
         if reduction is not None and parsed.round_key == reduction.round_key:
             reduction.arrived(peer_id, parsed)
+            if parsed.kind == Kind.COMMITMENT:
+                self._lanes.ask_again()  # over another connection, parts may have overtaken it
 
     def ended(self, peer_id: PeerId, error: ZoonetError) -> None:
         """See `zoonet.transport.Sink`."""

@@ -133,7 +133,10 @@ class Reduction:
     # --- attempts -----------------------------------------------------------------------------
 
     def adopt(self, attempt: Attempt) -> None:
-        """Take part in an attempt: the first one, or one that leaves somebody out."""
+        """Take part in an attempt: the first one, or one that leaves somebody out.
+
+        Chunks can arrive from now on; `advance` does what can be done already.
+        """
         with self._lock:
             self.attempt = attempt
             self._contributors = members_by_index(attempt.plan, attempt.contributors)
@@ -146,6 +149,9 @@ class Reduction:
             for chunk, role in zip(self._chunks, by_chunk, strict=True):
                 chunk.role = role
             self._num_left = sum(not self._has_mean(chunk) for chunk in self._chunks)
+
+    def advance(self) -> None:
+        """Send what this peer has to send, and add up what is here."""
         for number in range(len(self._chunks)):
             self._advance(number)
         if self.is_complete:
@@ -236,6 +242,8 @@ class Reduction:
             self._wire.check_size(peer_id, num_bytes, stop - start)
             if not self._is_wanted(sender, header):
                 return self._landing.nowhere(num_bytes)
+            if header.kind == Kind.PART and sender not in self._commitments:
+                return None  # it comes over another connection
             return self._land(sender, header, num_bytes)
 
     def _require(self, peer_id: PeerId, num_bytes: int, expected: int) -> None:
@@ -269,11 +277,8 @@ class Reduction:
         is_neighbour = sender in self._neighbours
         if is_neighbour != (header.kind == Kind.PART):
             raise ProtocolViolation(self.peers[sender], "a part for a sum, or a sum for a part")
-        if self._has_mean(chunk) or sender in chunk.parts or self._is_added_up(chunk, sender):
-            return False
-        if header.kind == Kind.PART and sender not in self._commitments:
-            raise InvalidPart(self.peers[sender], "a chunk without a commitment")
-        return True
+        is_here = sender in chunk.parts or self._is_added_up(chunk, sender)
+        return not (is_here or self._has_mean(chunk))
 
     def _is_added_up(self, chunk: _Chunk, sender: int) -> bool:
         """What the sender could bring is in this site's mean already."""

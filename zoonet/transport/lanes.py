@@ -43,8 +43,9 @@ class Sink(Protocol):
     def admit(self, peer_id: PeerId, header: bytes, num_bytes: int) -> memoryview | None:
         """Return where the payload goes: a writable buffer of exactly `num_bytes` bytes.
 
-        None means "not yet": the lane asks again, for as long as its patience lasts. Raises
-        ProtocolViolation for a message that is refused, which ends the lane.
+        None means "not yet": the lane asks again now and then, and after `Lanes.ask_again`, for as
+        long as its patience lasts. Raises ProtocolViolation for a message that is refused, which
+        ends the lane.
         """
         ...
 
@@ -115,6 +116,13 @@ class Lanes(Protocol):
         """Open a lane by the best path there is. Raises PeerUnreachable or PeerTimeout.
 
         `on_end` is called once, from any thread, when the lane ends other than by `close`.
+        """
+        ...
+
+    def ask_again(self) -> None:
+        """Sinks can take what they could not take yet: spare those lanes the rest of a pause.
+
+        Callable from every thread.
         """
         ...
 

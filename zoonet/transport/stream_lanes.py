@@ -141,6 +141,9 @@ class StreamLanes:
             raise PeerUnreachable(f"peer={short(peer_id)} no stream in {OPEN_S:.0f} s") from error
         return StreamLane(stream, on_end)
 
+    def ask_again(self) -> None:
+        """Nothing to do: they ask every few milliseconds."""
+
     def silent_s(self, peer_id: PeerId) -> float:
         heard = self._heard.get(peer_id)
         return math.inf if heard is None else asyncio.get_running_loop().time() - heard

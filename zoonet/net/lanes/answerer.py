@@ -136,4 +136,5 @@ class Answerer:
 
     def _incoming_lane(self, peer_id: PeerId, channel: str) -> IncomingLane:
         meter, patience_s = self._station.link(peer_id).meter, self._config.patience_s
-        return IncomingLane(peer_id, channel, self._sinks.get, meter, patience_s)
+        news = self._station.news
+        return IncomingLane(peer_id, channel, self._sinks.get, meter, news, patience_s)

@@ -14,8 +14,7 @@ from zoonet.net.lanes.connection import Connection
 from zoonet.net.lanes.links import LinkMeter
 from zoonet.transport.lanes import Path, Sink
 
-FIRST_PAUSE_S: Final = 0.0005  # before a sink is asked again where a payload goes
-LONGEST_PAUSE_S: Final = 0.02
+LOOK_S: Final = 0.1  # at the latest, a sink is asked again where a payload goes
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,25 @@ class ReceivingPipe(Protocol):
         ...
 
 
+class News:
+    """Wakes the threads of lanes whose messages have to wait. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._told = threading.Condition()
+        self.number = 0
+
+    def tell(self) -> None:
+        """Something has changed: they look again."""
+        with self._told:
+            self.number += 1
+            self._told.notify_all()
+
+    def wait(self, seen: int, timeout_s: float) -> None:
+        """Wait until there is news after number `seen`, or for so long."""
+        with self._told:
+            self._told.wait_for(lambda: self.number != seen, timeout_s)
+
+
 class IncomingLane:
     """What arrives from one peer for one channel, over one or several connections."""
 
@@ -48,12 +66,14 @@ class IncomingLane:
         channel: str,
         sink_of: Callable[[str], Sink | None],
         meter: LinkMeter,
+        news: News,
         patience_s: float,
     ) -> None:
         self.peer_id = peer_id
         self.channel = channel
         self._sink_of = sink_of
         self._meter = meter
+        self._news = news
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -82,6 +102,7 @@ class IncomingLane:
     def abort(self) -> None:
         """End it from our side: its sink is told nothing more."""
         self._ended.set()
+        self._news.tell()
         with self._lock:
             for pipe in self._pipes:
                 pipe.connection.abort()
@@ -116,19 +137,21 @@ class IncomingLane:
             sink.arrived(peer_id, header)
 
     def _admitted(self, sink: Sink, header: bytes, num_bytes: int) -> memoryview:
+        seen = self._news.number
         target = sink.admit(self.peer_id, header, num_bytes)
         if target is None:
-            target = self._admitted_later(sink, header, num_bytes)
+            target = self._admitted_later(sink, header, num_bytes, seen)
         if target.nbytes != num_bytes or target.readonly:
             raise ValueError(f"a sink gave {target.nbytes} bytes for a payload of {num_bytes}")
         return target.cast("B") if num_bytes else target
 
-    def _admitted_later(self, sink: Sink, header: bytes, num_bytes: int) -> memoryview:
-        deadline, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
-        while time.monotonic() < deadline:
-            if self._ended.wait(pause_s):
+    def _admitted_later(self, sink: Sink, header: bytes, num_bytes: int, seen: int) -> memoryview:
+        deadline = time.monotonic() + self._patience_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            self._news.wait(seen, min(left_s, LOOK_S))
+            if self._ended.is_set():
                 raise StreamClosed("the lane was ended here")
+            seen = self._news.number
             if (target := sink.admit(self.peer_id, header, num_bytes)) is not None:
                 return target
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         raise ProtocolViolation(self.peer_id, "a message that nobody here waits for")

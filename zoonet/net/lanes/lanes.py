@@ -117,6 +117,9 @@ class HostLanes:
         self._station.link(peer_id).meter.path = lane.path
         return lane
 
+    def ask_again(self) -> None:
+        self._station.news.tell()
+
     def allocate(self, num_bytes: int) -> memoryview:
         return self._station.memory.allocate(num_bytes)
 

@@ -15,6 +15,7 @@ from zoonet.errors import TransportError
 from zoonet.net.lanes.certificates import Credentials, make_credentials
 from zoonet.net.lanes.config import LanesConfig
 from zoonet.net.lanes.door import Door
+from zoonet.net.lanes.incoming import News
 from zoonet.net.lanes.links import LinkMeter
 from zoonet.net.lanes.live import LiveLanes
 from zoonet.net.lanes.memory import SharedMemory
@@ -64,6 +65,7 @@ class Station:
         self.book = TokenBook()
         self.door = Door(config, self.book)
         self.live = LiveLanes(config)
+        self.news = News()
         self.links: OrderedDict[PeerId, Link] = OrderedDict()
         self._routes_of = routes_of
         self._credentials: Credentials | None = None
