@@ -22,9 +22,11 @@ T = TypeVar("T")
 HOME_VARIABLE: Final = "ZOONET_HOME"
 PASSPHRASE_VARIABLE: Final = "ZOONET_PASSPHRASE"
 MAX_RUN_DIR_BYTES: Final = 64  # a socket's whole path may have about 100
-MAPPED_BYTES: Final = 64 * 1024  # allocations from this size on are mapped one by one
+MAPPED_BYTES: Final = 4 * 1024 * 1024  # allocations from this size on are mapped one by one
+KEPT_BYTES: Final = 64 * 1024 * 1024  # of freed smaller ones, at the end of a heap
 NUM_HEAPS: Final = 2
-_M_MMAP_THRESHOLD: Final = -3  # malloc.h
+_M_TRIM_THRESHOLD: Final = -1  # malloc.h
+_M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 _STOPPING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # HUP: no terminal
 
@@ -170,8 +172,12 @@ def tame_allocator() -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
-    is_mapped = libc.mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)  # a fixed one never rises
-    return bool(is_mapped and libc.mallopt(_M_ARENA_MAX, NUM_HEAPS))
+    settings = (
+        (_M_MMAP_THRESHOLD, MAPPED_BYTES),  # a fixed one never rises
+        (_M_TRIM_THRESHOLD, KEPT_BYTES),
+        (_M_ARENA_MAX, NUM_HEAPS),
+    )
+    return all(libc.mallopt(name, value) for name, value in settings)
 
 
 def die_with_parent() -> None:

@@ -149,7 +149,7 @@ np.ones(4 << 20)  # freed: untamed, ones of up to 32 MiB come from heaps from no
 kept = []
 
 def work():
-    large = [np.ones(1 << 17) for _ in range(16)]
+    large = [np.ones(1 << 20) for _ in range(2)]
     kept.append(bytes(100))  # stands behind them in this thread's heap
     del large
 
