@@ -11,7 +11,8 @@ import ssl
 import struct
 import threading
 import time
-from typing import Final
+from collections.abc import Callable
+from typing import Final, cast
 
 from zoonet.crypto import PeerId, short
 from zoonet.errors import PeerTimeout, StreamClosed, TransportError
@@ -100,6 +101,7 @@ class Connection:
         self._lock = threading.Lock()
         self._is_closed = False
         self._poll: select.poll | None = None
+        self._receive = _receiver(sock)
 
     def write(self, payload: Buffer) -> None:
         """Hand everything to the kernel; each call may take the stall timeout."""
@@ -112,11 +114,11 @@ class Connection:
 
     def read(self, target: memoryview, deadline: float) -> None:
         """Fill the target before `deadline`. Also raises PeerTimeout where no byte moves."""
-        receive, now, ear = self.socket.recv_into, time.monotonic, self.ear
+        receive, now, ear = self._receive, time.monotonic, self.ear
         num_bytes, size = 0, len(target)
         try:
             while num_bytes < size:
-                num_new = receive(target[num_bytes:])
+                num_new = receive(size - num_bytes, target[num_bytes:])
                 num_bytes += num_new
                 if not num_new:
                     raise StreamClosed(f"peer={short(self.peer_id)} ended in a message")
@@ -181,6 +183,16 @@ class Connection:
         with self._lock:
             self._is_closed = True
             self.socket.close()
+
+
+def _receiver(sock: socket.socket) -> Callable[[int, memoryview], int]:
+    """What reads at most so many bytes to a place.
+
+    TLS brings 16 KiB at a time, and `recv_into` does nothing but call `read`.
+    """
+    if isinstance(sock, ssl.SSLSocket):
+        return cast(Callable[[int, memoryview], int], sock.read)  # which returns a number, then
+    return lambda num_bytes, target: sock.recv_into(target, num_bytes)
 
 
 def _set_timeout(sock: socket.socket, timeout_s: float) -> None:
