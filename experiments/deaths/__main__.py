@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     """The command's options."""
     parser = command.parser("deaths", __doc__)
     parser.add_argument("--faults", default=",".join(FAULTS), help="only these, by comma")
-    parser.add_argument("--roles", default="leaf,root,gateway", help=f"of {', '.join(ROLES)}")
+    parser.add_argument("--roles", default="leaf,any,root,gateway", help=f"of {', '.join(ROLES)}")
     parser.add_argument("--layout", default="3+3", help="peers of each site")
     parser.add_argument("--size-mib", type=float, default=8)
     parser.add_argument("--rate-mbit", type=float, default=100)
