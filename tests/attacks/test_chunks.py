@@ -208,6 +208,111 @@ def test_values_that_are_not_finite_are_refused_although_they_were_committed_to(
     run(main())
 
 
+async def beside(play: Callable[[Liar], list[tuple[str, Message]]], num_times: int = 1) -> None:
+    """Mal does all that it should, and something else; nobody minds."""
+    forest = Forest((*HONEST, "mal"), size=SIZE)
+    await forest.serve(*HONEST)
+    mal = Liar(forest)
+    lanes = StreamLanes(forest.transport("mal"))
+    await lanes.serve(f"{JOB_ID}/reduce/1", Deaf())
+    running = [asyncio.create_task(forest.average(name)) for name in HONEST]
+    ends: list[ZoonetError] = []
+    opened = {
+        name: await lanes.open(
+            peer(name), f"{JOB_ID}/reduce/1", lambda _, error: ends.append(error)
+        )
+        for name in HONEST
+    }
+    for _ in range(num_times):
+        for name, (header, payload) in play(mal):
+            opened[name].post(header.encode(), payload)
+    means = await asyncio.gather(*running)
+    for lane in opened.values():
+        await lane.close()
+    await forest.close()
+    assert not ends
+    roots = [mal.root_of(chunk) for chunk in range(num_chunks(SIZE))]
+    honest = forest.exact_mean()
+    for mean_P in means:
+        assert isinstance(mean_P, np.ndarray), mean_P
+        assert mean_P.tobytes() == means[0].tobytes()
+        for chunk, root in enumerate(roots):
+            start, stop = chunk_bounds(SIZE, chunk)
+            expected = 0.0 if root == "mal" else honest[start:stop]  # its own means are zeros
+            np.testing.assert_allclose(mean_P[start:stop], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chunks_that_come_twice_count_once() -> None:
+    run(beside(lambda mal: [message for message in mal.honest_play() for _ in range(2)]))
+
+
+def test_chunks_that_come_again_and_again_with_other_values_change_nothing() -> None:
+    """What is here already is not looked at: the sender only wastes its own line."""
+
+    def flood(mal: Liar) -> list[tuple[str, Message]]:
+        play = mal.honest_play()
+        other = [
+            (name, (header, bytes(len(raw))))
+            for name, (header, raw) in play
+            if header.kind != Kind.COMMITMENT
+        ]
+        return [*play, *other * 50]
+
+    run(beside(flood))
+
+
+def test_a_chunk_of_another_round_is_waited_for_and_then_ends_its_lane() -> None:
+    """It may be of the next one, of which its sender has heard sooner."""
+
+    async def main() -> float:
+        forest = Forest(HONEST, size=SIZE)
+        await forest.serve()
+        lanes = StreamLanes(forest.transport("mal"))
+        ended: asyncio.Future[ZoonetError] = asyncio.get_running_loop().create_future()
+        lane = await lanes.open(
+            peer("ada"), f"{JOB_ID}/reduce/1", lambda _, error: ended.set_result(error)
+        )
+        header = Header(Kind.PART, b"another round!!!", 0).encode()
+        lane.post(header, bytes(4))
+        means = await forest.average_all()
+        assert all(isinstance(mean_P, np.ndarray) for mean_P in means.values())
+        began = asyncio.get_running_loop().time()
+        while not ended.done():
+            lane.post(header, bytes(4))
+            await asyncio.sleep(0.1)
+        await lane.close()
+        await forest.close()
+        return asyncio.get_running_loop().time() - began
+
+    assert run(main()) < 30.0
+
+
+def test_chunks_that_come_after_the_round_are_no_offence() -> None:
+    """Their sender may not have heard yet that the others did without it."""
+
+    async def main() -> None:
+        forest = Forest(HONEST, size=SIZE)
+        await forest.serve()
+        old = Header(Kind.PART, forest.attempt.round_key(), 0, bits=1).encode()
+        for forest.index in (0, 1):
+            forest.attempt = forest.attempt_of(forest.names)
+            means = await forest.average_all()
+            assert all(isinstance(mean_P, np.ndarray) for mean_P in means.values())
+        ends: list[ZoonetError] = []
+        late = StreamLanes(forest.transport("bob"))
+        lane = await late.open(
+            peer("ada"), f"{JOB_ID}/reduce/1", lambda _, error: ends.append(error)
+        )
+        for _ in range(5):
+            lane.post(old, bytes(4))
+            await asyncio.sleep(3.0)
+        assert not ends and not lane.unsent_bytes
+        await lane.close()
+        await forest.close()
+
+    run(main())
+
+
 @settings(max_examples=60)
 @given(st.binary(max_size=120), st.binary(max_size=40))
 def test_any_bytes_end_their_own_lane_only(header: bytes, payload: bytes) -> None:

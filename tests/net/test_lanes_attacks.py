@@ -48,10 +48,11 @@ from zoonet.net.lanes.tls import HEAD_BYTES, PREFIX
 from zoonet.net.lanes.tokens import MAX_PER_PEER
 from zoonet.testing import MemorySwarm
 from zoonet.testing.memory import MemoryTransport
-from zoonet.transport import Refused, call
+from zoonet.transport import Lane, Refused, call, serve_calls
 from zoonet.transport.lanes import MAX_PAYLOAD_BYTES
 
 READY = GO = b"\x01"
+MOST_BYTES = 0xFFFFFFFF  # that can be promised at all
 QUICK = replace(SHM, token_timeout_s=0.3, handshake_timeout_s=0.5, stall_timeout_s=0.3)
 
 
@@ -504,6 +505,59 @@ def test_idle_lanes_are_bounded_for_each_peer() -> None:
     under_attack(attack)
 
 
+# Peers that are sent something.
+
+
+@asynccontextmanager
+async def sent_to(stage: Scene) -> AsyncIterator[tuple[Lane, ssl.SSLSocket]]:
+    """A lane of the victim to the hostile peer, and the hostile peer's end of it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        place, token = Place("127.0.0.1", server.getsockname()[1]), bytes(TOKEN_BYTES)
+
+        async def offer(_: PeerId, ask: Ask) -> Offer:
+            asked.set_result(ask)
+            own = stage.credentials.certificate
+            return Offer(own, token, (place,), token, bytes(TOKEN_BYTES), "")
+
+        def accept(ask: Ask) -> ssl.SSLSocket:
+            context = tls_context(stage.credentials, ask.certificate, is_server=True)
+            sock, _ = server.accept()
+            sock.settimeout(10)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            assert sock.recv(TOKEN_BYTES) == token
+            tls = context.wrap_socket(sock, server_side=True)
+            tls.sendall(READY)
+            assert tls.recv(1) == GO
+            return tls
+
+        asked: asyncio.Future[Ask] = asyncio.get_running_loop().create_future()
+        await serve_calls(stage.hostile, ASK, Ask, offer)
+        opening = asyncio.create_task(
+            stage.victim.lanes.open(stage.hostile_id, "bulk", stage.victim.outbox.on_end)
+        )
+        with await asyncio.to_thread(accept, await asked) as tls:
+            yield await opening, tls
+
+
+def test_a_peer_that_reads_at_a_byte_a_second_is_cut_off_by_name_and_holds_nothing() -> None:
+    async def attack(stage: Scene) -> None:
+        async with sent_to(stage) as (lane, tls):
+            for number in range(8):
+                lane.post(b"%d" % number, bytes(1 << 20))
+            ended = asyncio.create_task(stage.victim.outbox.until_ended())
+            with contextlib.suppress(OSError):
+                while not ended.done():
+                    await asyncio.to_thread(tls.recv, 1)
+                    await asyncio.wait({ended}, timeout=0.05)
+            error = await ended
+            assert isinstance(error, PeerTimeout)
+            assert stage.hostile_id[-8:] in str(error)
+            assert lane.unsent_bytes == 0
+
+    under_attack(attack)
+
+
 # Shared memory.
 
 
@@ -528,9 +582,18 @@ def frame(
         frame(9),
         frame(REFERENCE, segment=7),
         frame(INLINE, payload=MAX_PAYLOAD_BYTES + 1),
+        frame(INLINE, payload=MOST_BYTES),
+        frame(REFERENCE, payload=MOST_BYTES),
         frame(SEGMENT, header=0),
     ],
-    ids=["unknown kind", "unknown segment", "too large", "no descriptor"],
+    ids=[
+        "unknown kind",
+        "unknown segment",
+        "too large",
+        "as much as can be said",
+        "as much memory",
+        "no descriptor",
+    ],
 )
 def test_malformed_frames_are_refused(frames: bytes) -> None:
     async def attack(stage: Scene) -> None:
