@@ -9,7 +9,6 @@ bytes through bare TLS sockets, with the additions and one BLAKE3 pass over the 
 from __future__ import annotations
 
 import argparse
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +16,9 @@ from rich.table import Table
 
 from experiments.testbed import command, measuring, results
 from experiments.testbed.bed import Loopback
+from experiments.testbed.casts import open_cast
 from experiments.testbed.measuring import Rules, Run, middle, ratio, spread
-from experiments.testbed.nursery import Nursery
 from experiments.testbed.results import Bars, Goal
-from experiments.testbed.troupe import Troupe
 
 QUESTION: Final = "How long does an all-reduce take on one host, next to its floor and to rivals?"
 OURS: Final = ("zoonet-tls", "zoonet-shm", "zoonet-int8")
@@ -28,6 +26,7 @@ BARE: Final = ("floor", "gloo")
 RIVALS: Final = ("hivemind",)
 USUAL: Final = (*OURS, *BARE, *RIVALS)
 EVERYBODY: Final = (*USUAL, "hivemind-default")
+HOSTED_TOGETHER: Final = (OURS, BARE, RIVALS, ("hivemind-default",))
 MIB: Final = 1 << 20
 
 
@@ -44,15 +43,10 @@ async def measure_size(
     folder.mkdir()
     rules = Rules(options.smoke, options.others_cores)
     num_values = int(options.size_mib * MIB) // 4
-    async with AsyncExitStack() as stack:
-        bed = await stack.enter_async_context(Loopback.open(num_peers))
-        troupes: dict[str, Troupe] = {}
-        for group in (OURS, BARE, RIVALS, ("hivemind-default",)):
-            if hosted := [name for name in group if name in names]:
-                nursery = await stack.enter_async_context(Nursery.open(hosted))
-                opened = Troupe.open(bed, hosted, nursery, num_values, folder)
-                troupe = await stack.enter_async_context(opened)
-                troupes |= dict.fromkeys(hosted, troupe)
+    async with (
+        Loopback.open(num_peers) as bed,
+        open_cast(bed, HOSTED_TOGETHER, names, num_values, folder) as troupes,
+    ):
 
         async def measure_one(name: str, lap: int) -> Run:
             return await measuring.measure(

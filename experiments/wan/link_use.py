@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -17,11 +16,10 @@ from rich.table import Table
 
 from experiments.testbed import measuring, results
 from experiments.testbed.bed import Bed
+from experiments.testbed.casts import open_cast
 from experiments.testbed.layout import Layout, Link
 from experiments.testbed.measuring import Rules, Run, Spread, middle, spread
-from experiments.testbed.nursery import Nursery
 from experiments.testbed.results import Bars, Goal
-from experiments.testbed.troupe import Troupe
 
 CONTENDERS: Final = ("zoonet", "raw-tcp", "hivemind")
 HOSTED_TOGETHER: Final = (("zoonet",), ("raw-tcp",), ("hivemind",))
@@ -54,16 +52,11 @@ async def measure_size(
     folder = folder / f"use-{size_mib:g}"
     folder.mkdir()
     rules = Rules(options.smoke, options.others_cores)
-    async with AsyncExitStack() as stack:
-        bed = await stack.enter_async_context(Bed.open(Layout((1, 1)), link_of(options)))
-        troupes: dict[str, Troupe] = {}
-        for group in HOSTED_TOGETHER:
-            if hosted := [name for name in group if name in names]:
-                nursery = await stack.enter_async_context(Nursery.open(hosted))
-                opened = Troupe.open(bed, hosted, nursery, int(size_mib * MIB) // 4, folder)
-                troupe = await stack.enter_async_context(opened)
-                troupes |= dict.fromkeys(hosted, troupe)
-
+    num_values = int(size_mib * MIB) // 4
+    async with (
+        Bed.open(Layout((1, 1)), link_of(options)) as bed,
+        open_cast(bed, HOSTED_TOGETHER, names, num_values, folder) as troupes,
+    ):
         rested: dict[str, float] = {}
 
         async def measure_one(name: str, lap: int) -> Run:
