@@ -225,6 +225,20 @@ def test_a_peer_that_nobody_answers_for_minutes_joins_anew_and_keeps_the_jobs() 
     assert [effect for effect in effects if isinstance(effect, Call) and effect.share >= 0]
 
 
+def test_the_last_of_a_swarm_takes_whoever_comes_later_as_they_come() -> None:
+    alice, bob, carol = people(3)
+    machine = knowing(alice, [alice, carol])
+    machine.tick(NOW)
+    machine.on_failure(Call(carol.peer_id, Ask()), NOW)
+    machine.table.add(gone(carol, carol.peer_id), NOW)
+    for step in range(4, 1000, 4):
+        machine.tick(NOW + step)
+    machine.on_ask(bob.peer_id, Ask(news=(member(bob),)), NOW + 1000)
+    machine.tick(NOW + 1000)
+    assert machine.is_complete
+    assert machine.table.member(bob.peer_id) is not None
+
+
 def test_a_peer_alone_for_long_takes_whoever_comes_as_they_come() -> None:
     alice, bob, carol = people(3)
     machine = knowing(alice, [alice])

@@ -134,6 +134,8 @@ class Machine:
 
     def tick(self, now: float) -> list[Effect]:
         """Time passes: call the next neighbour, renew what runs out."""
+        if self.table.num_members <= 1:
+            self._unanswered_since = math.inf  # alone, not cut off
         if now - min(self._ticked_at, self._unanswered_since) > ABSENCE_S:
             self._start_over(now)
         self._ticked_at = now
@@ -197,8 +199,7 @@ class Machine:
 
     def on_failure(self, call: Call, now: float) -> list[Effect]:
         """A peer did not answer."""
-        if self.table.num_members > 1:
-            self._unanswered_since = min(self._unanswered_since, now)
+        self._unanswered_since = min(self._unanswered_since, now)
         if call.share >= 0:
             self._num_pending -= 1
             self.has_tried = self.has_tried or self._num_pending == 0
