@@ -103,6 +103,21 @@ def test_everyone_knows_everyone_within_a_minute() -> None:
     tell(story)
 
 
+@pytest.mark.slow
+def test_a_hundred_know_each_other_within_a_minute_and_drop_who_dies() -> None:
+    async def story(swarm: MemorySwarm) -> None:
+        async with members(swarm, 100) as found:
+            await asyncio.sleep(60)
+            assert all(len(one.knows) == 99 for one in found)
+            victim = found.pop(50)
+            await swarm.kill(victim.identity.peer_id)
+            await asyncio.sleep(90)
+            assert all(victim.identity.peer_id not in one.knows for one in found)
+            assert all(len(one.knows) == 98 for one in found)
+
+    tell(story)
+
+
 def test_a_job_reaches_all_and_a_newcomer_finds_it_at_once() -> None:
     async def story(swarm: MemorySwarm) -> None:
         async with members(swarm, 10) as found:
