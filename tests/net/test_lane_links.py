@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.contracts.networks import identity_of
+from tests.net.lane_peers import STREAMS, routes_nearby
+from zoonet.clock import SystemClock
+from zoonet.crypto import PeerId
 from zoonet.net.lanes.links import GAP_S, SAMPLE_BYTES, LinkMeter, Rate, smoothed
+from zoonet.net.lanes.station import MAX_KNOWN_LINKS, Station
+from zoonet.testing import MemorySwarm
 
 
 class Stopwatch:
@@ -64,3 +70,17 @@ def test_better_samples_count_more_than_worse_ones() -> None:
 def test_nothing_is_known_at_first() -> None:
     stats = LinkMeter().stats()
     assert (stats.rtt_s, stats.up_bytes_per_s, stats.down_bytes_per_s) == (0, 0, 0)
+
+
+def test_strangers_who_only_ask_do_not_push_out_a_peer_whose_bytes_come() -> None:
+    """It would have seemed silent to those who wait for it, and be left out of the round."""
+    swarm = MemorySwarm()
+    transport, _ = swarm.peer(identity_of("victim"))
+    station = Station(transport, STREAMS, routes_nearby, SystemClock())
+    honest = identity_of("honest").peer_id
+    station.link(honest).meter.ear.heard_s = 1.0
+    for number in range(MAX_KNOWN_LINKS + 10):
+        station.link(PeerId(f"stranger{number}"))
+    assert station.links[honest].meter.ear.heard_s == 1.0
+    assert len(station.links) == MAX_KNOWN_LINKS
+    assert PeerId(f"stranger{MAX_KNOWN_LINKS + 9}") in station.links

@@ -82,7 +82,9 @@ class Station:
         link = self.links.setdefault(peer_id, Link())
         self.links.move_to_end(peer_id)
         if len(self.links) > MAX_KNOWN_LINKS:
-            self.links.popitem(last=False)
+            # Strangers who only ask come and go; a peer whose bytes come must not seem silent.
+            known = list(self.links)[:-1]
+            del self.links[min(known, key=lambda one: self.links[one].meter.ear.heard_s)]
         return link
 
     def places(self) -> tuple[Place, ...]:
