@@ -120,7 +120,10 @@ def test_deep_nesting_does_not_end_the_process() -> None:
     attacks = [raw for raw in attacks if raw]
     stdin = b"".join(len(raw).to_bytes(4, "big") + raw for raw in attacks)
     process = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ATTACK], input=stdin, capture_output=True, timeout=60
+        [sys.executable, "-W", "ignore", "-c", ATTACK],
+        input=stdin,
+        capture_output=True,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr.decode()[-2000:]
     assert int(process.stdout) >= 4 * 15

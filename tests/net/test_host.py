@@ -172,7 +172,7 @@ def test_a_killed_node_takes_its_daemon_along_and_its_streams_break_soon(base: P
                 with pytest.raises(StreamClosed):
                     async with asyncio.timeout(10):
                         await stream.receive()
-            _, alive = psutil.wait_procs(daemons, timeout=10)
+            _, alive = psutil.wait_procs(daemons, timeout=60)
             assert alive == []
         async with open_host(base, "victim"):
             assert len(daemons_in(base)) == 1

@@ -53,7 +53,8 @@ from zoonet.transport.lanes import MAX_PAYLOAD_BYTES
 
 READY = GO = b"\x01"
 MOST_BYTES = 0xFFFFFFFF  # that can be promised at all
-QUICK = replace(SHM, token_timeout_s=0.3, handshake_timeout_s=0.5, stall_timeout_s=0.3)
+QUICK = replace(SHM, stall_timeout_s=1.0)
+HASTY = replace(QUICK, token_timeout_s=0.3, handshake_timeout_s=0.5)  # nobody has to come in time
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +187,7 @@ def test_whoever_says_nothing_is_cut_off_and_holds_up_nobody() -> None:
             assert await is_cut_off(stranger)
 
     under_attack(
-        attack, replace(QUICK, use_shm=False, direct_timeout_s=20.0, handshake_timeout_s=5.0)
+        attack, replace(HASTY, use_shm=False, direct_timeout_s=20.0, handshake_timeout_s=5.0)
     )
 
 
@@ -202,7 +203,7 @@ def test_a_token_that_comes_byte_by_byte_comes_too_late() -> None:
                     await asyncio.sleep(0.05)
             assert num_sent < TOKEN_BYTES
 
-    under_attack(attack)
+    under_attack(attack, HASTY)
 
 
 def test_a_handshake_that_never_ends_is_cut_off() -> None:
@@ -212,7 +213,7 @@ def test_a_handshake_that_never_ends_is_cut_off() -> None:
         sock.sendall(offer.token + b"\x16\x03\x01")  # the begin of a ClientHello
         assert await is_cut_off(sock)
 
-    under_attack(attack)
+    under_attack(attack, HASTY)
 
 
 def test_noise_instead_of_a_handshake_is_cut_off() -> None:
@@ -362,7 +363,7 @@ def test_a_lane_that_never_begins_is_cut_off() -> None:
         local.sendall(offer.local_token)
         assert await is_cut_off(local)
 
-    under_attack(attack)
+    under_attack(attack, HASTY)
 
 
 def test_a_token_that_was_seen_on_the_wire_opens_nothing_on_the_machine_itself() -> None:
@@ -654,11 +655,8 @@ def test_descriptors_in_the_wrong_place_are_refused_and_closed() -> None:
         stage.victim.inbox.ends.clear()
         error = await attack_locally(stage, frame(SEGMENT, header=0), fd, fd)
         assert isinstance(error, ProtocolViolation)
-        for _ in range(100):
-            if len(os.listdir("/proc/self/fd")) <= before:
-                break
+        while len(os.listdir("/proc/self/fd")) > before:
             await asyncio.sleep(0.01)  # it is closed a moment after the sink was told
-        assert len(os.listdir("/proc/self/fd")) <= before
         os.close(fd)
 
     under_attack(attack)

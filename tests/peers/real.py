@@ -143,8 +143,8 @@ def descendants(child: Child) -> dict[str, psutil.Process]:
 
 
 async def gone(*processes: psutil.Process) -> bool:
-    """Tell whether all of them have ended within ten seconds."""
-    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=10)
+    """Tell whether all of them have ended within a minute."""
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=60)
     return not alive
 
 
