@@ -118,14 +118,14 @@ class Answerer:
         def wait() -> Connection:
             try:
                 wait_until_chosen(connection, self._config.handshake_timeout_s)
-            except BaseException:
+            except BaseException:  # whatever ends it, the socket is closed
                 connection.close()
                 raise
             return connection
 
         try:
             return place, await in_thread(wait, Connection.close)
-        except BaseException:
+        except BaseException:  # cancelled, too
             connection.abort()  # so that its thread ends now
             raise
 

@@ -119,7 +119,7 @@ async def dial(place: Place, knock: Knock, config: LanesConfig) -> Connection:
     except OSError as error:
         sock.close()
         raise PeerUnreachable(f"{where}: {error.strerror or error}") from error
-    except BaseException:
+    except BaseException:  # cancelled: nobody else knows the socket
         sock.close()
         raise
     return await in_thread(lambda: _introduce(sock, knock, config, where), Connection.close)
@@ -143,7 +143,7 @@ def _introduce(sock: socket.socket, knock: Knock, config: LanesConfig, where: st
     except (OSError, ValueError) as error:
         current.close()
         raise TransportError(f"{where}: no handshake: {error}") from error
-    except BaseException:
+    except BaseException:  # a refusal, too: nobody else knows the socket
         current.close()
         raise
     return Connection(current, knock.peer_id, stall_timeout_s=config.stall_timeout_s)
@@ -169,7 +169,7 @@ def knock_locally(
     except OSError as error:
         sock.close()
         raise PeerUnreachable(f"peer={short(peer_id)} is not on this machine: {error}") from error
-    except BaseException:
+    except BaseException:  # a refusal, too: nobody else knows the socket
         sock.close()
         raise
     return connection

@@ -56,7 +56,7 @@ class Door:
         self._selector, self._bell = selectors.DefaultSelector(), Doorbell()
         try:
             self._listen()
-        except BaseException:
+        except BaseException:  # an interrupt, too, must leave no port bound
             self._release()
             raise
         self._selector.register(self._bell, selectors.EVENT_READ)
@@ -199,7 +199,7 @@ class Door:
                 tls.do_handshake()
             check_presented(expected.peer_id, tls, expected.certificate)
             tls.sendall(READY)
-        except BaseException:
+        except BaseException:  # a refusal, too: nobody else knows the socket
             tls.close()
             raise
         return Connection(tls, expected.peer_id, stall_timeout_s=stall_timeout_s)
@@ -222,6 +222,6 @@ def secure(context: ssl.SSLContext, sock: socket.socket, *, is_server: bool) -> 
     context.sslsocket_class = _TlsSocket
     try:
         return context.wrap_socket(sock, server_side=is_server, do_handshake_on_connect=False)
-    except BaseException:
+    except BaseException:  # whatever it is, the socket is ours to close
         sock.close()
         raise

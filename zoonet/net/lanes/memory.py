@@ -60,7 +60,7 @@ class SharedMemory:
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
             mapped = mmap.mmap(fd, num_bytes)
-        except BaseException:
+        except BaseException:  # an interrupt, too, must leave no descriptor
             os.close(fd)
             raise
         start = address_of(memoryview(mapped))

@@ -203,7 +203,7 @@ class Opening:
                 timeout_s=CALL_TIMEOUT_S,
             )
             return None, await self._dialled_back
-        except BaseException:
+        except BaseException:  # cancelled, too: nobody waits for that call any more
             station.book.revoke(token)
             if self._dialled_back.cancel() is False and not self._dialled_back.cancelled():
                 self._dialled_back.result().close()
