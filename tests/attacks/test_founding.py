@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 
 from tests.attacks.hostile import CHAIN, HONEST, ROUND, Hostile, stranger
@@ -12,6 +13,8 @@ from tests.averaging.swarm import JOB_ID, Swarm, identity_of
 from zoonet.averaging import Chain, RoundsConfig
 from zoonet.averaging.chain import coordinators
 from zoonet.averaging.chain_sync import ChainPage, ChainRequest
+from zoonet.averaging.leases import lease
+from zoonet.averaging.messages import Ready, Round
 from zoonet.crypto import PeerId
 from zoonet.testing import run
 from zoonet.transport import Stream, serve_calls
@@ -193,3 +196,23 @@ def test_liars_who_come_under_new_names_all_the_time_do_not_begin_the_wait_anew(
         return asyncio.get_running_loop().time()
 
     assert run(main()) < 300
+
+
+async def plan_for_itself_alone(hostile: Hostile) -> None:
+    """Show everybody who comes a plan of a round without it."""
+    await show_an_empty_chain(hostile)
+
+    async def serve(stream: Stream) -> None:
+        ready = msgspec.msgpack.decode(await stream.receive(), type=Ready)
+        alone = lease(((0, 2000),), {hostile.peer_id: ready}, 10)
+        plan = Round(job_id=JOB_ID, index=0, view=0, parent=ready.head, leases=alone)
+        await hostile.tell(stream, hostile.planned(plan))
+        await hostile.beat(stream)
+
+    await hostile.transport.serve(ROUND, serve)
+
+
+def test_not_prevented_yet_a_founder_that_plans_for_itself_alone_costs_most_of_an_hour() -> None:
+    """Who comes waits at the door, as it would beside an honest round that takes so long."""
+    took_s = founding(plan_for_itself_alone, CROWD[0], late_s=100.0, within_s=10_000)
+    assert 600 < took_s < 4000
