@@ -26,9 +26,9 @@ Bytes a second at 1,000 peers, 20 %/h churn, both directions (record 630 B, Gone
 call costs c = 1,100 B beside its payload, a connection 10 kB): calls 2/4 s x c = 550; ids of news
 45; new and renewed records 0.1/s x 630 x 2 = 120; Gone 0.1/s x 190 x 2 = 40; reconciling 2/60 s x
 (3.3 kB + c) = 150; newcomers' tables 0.056/s x 1 MB x 2 / 1,000 = 110; new connections 100: 1,110
-of the 2,000 allowed. At 10,000 calls cost the same, what follows the number of records grows
-tenfold, and reconciling is done more rarely: about five times as much (measured). A second level
-would save some of it and could be attacked.
+of the 2,000 allowed (the simulation counts 1,250). At 10,000 calls cost the same, what follows the
+number of records grows tenfold, and reconciling is done more rarely: about four times as much
+(simulated). A second level would save some of it and could be attacked.
 
 `machine` is pure: (state, event, time, seed) -> effects. `Registry` drives it over a `Transport`.
 """
