@@ -100,7 +100,8 @@ class TreeAllReduce:
         self._buffers = Buffers(num_parameters)
         self._payload: Payload | None = None
         self._feedback_P: Vector | None = None  # what this peer's payloads have left out
-        self._over: dict[bytes, None] = {}  # keys of rounds that are over, oldest first
+        # keys of rounds that are over, oldest first, and who was in them
+        self._over: dict[bytes, frozenset[PeerId]] = {}
         self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
         self._lateness = Lateness()
         self._links = LinkBook()
@@ -185,7 +186,7 @@ class TreeAllReduce:
         if reduction is not None and reduction.round_key == attempt.round_key():
             return reduction
         if reduction is not None:
-            self._over[reduction.round_key] = None
+            self._over[reduction.round_key] = frozenset(reduction.peers)
             while len(self._over) > NUM_KEPT_KEYS:
                 del self._over[next(iter(self._over))]
         payload = self._payload if self._contributes(attempt) else None
@@ -305,6 +306,8 @@ class TreeAllReduce:
             return reduction.admit(peer_id, parsed, num_bytes)
         if parsed.round_key not in self._over:
             return None
+        if peer_id not in self._over[parsed.round_key]:
+            raise ProtocolViolation(peer_id, "a chunk of a round that it had no part in")
         if num_bytes > len(self._scratch):
             raise ProtocolViolation(peer_id, f"a chunk of {num_bytes} bytes")
         return self._scratch[:num_bytes]

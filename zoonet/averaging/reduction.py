@@ -41,6 +41,7 @@ from zoonet.ranges import count
 from zoonet.transport import Buffer
 
 NOBODY = -1
+_LARGEST = np.finfo(np.float32).max
 
 Post = Callable[[PeerId, bytes, Buffer], None]
 
@@ -79,6 +80,14 @@ class Awaited:
     num_all: int
     is_mean: bool  # chunks of the mean, rather than ones to add up
     is_waiting: bool  # it says that it waits for others itself
+
+
+def _is_rounded_up(parts: Sequence[_Part], out_N: Vector) -> bool:
+    """Whether finite values alone made an infinite mean, by rounding; it is the largest then."""
+    if not all(is_finite(part.values_N) for part in parts):
+        return False
+    np.clip(out_N, -_LARGEST, _LARGEST, out=out_N)
+    return True
 
 
 class Reduction:
@@ -201,11 +210,15 @@ class Reduction:
                 sum(come),
                 len(come),
                 is_mean=tallies is down,
-                is_waiting=sender in self._waiting,
+                is_waiting=sender in self._waiting and not self._owes_parts(sender, tallies is up),
             )
             for tallies in (up, down)
             for sender, come in sorted(tallies.items())
         ]
+
+    def _owes_parts(self, sender: int, is_up: bool) -> bool:
+        """Parts of a contribution depend on nobody: they are no reason to wait."""
+        return is_up and sender in self._neighbours
 
     def partners_in(self, attempt: Attempt) -> set[PeerId]:
         """Everyone to whom this peer sends in an attempt."""
@@ -299,14 +312,14 @@ class Reduction:
         try:
             self._check(sender, header, landed)
             values_N = self._values_in(sender, header, landed)
+            with self._lock:
+                self._keep(sender, header, landed, values_N)
         except InvalidPart:
             self._refuse(sender)
             raise
         finally:
             with self._lock:
                 self._landing.end(sender, header)
-        with self._lock:
-            self._keep(sender, header, landed, values_N)
         if header.kind != Kind.COMMITMENT:
             self._advance(header.chunk)
 
@@ -358,12 +371,12 @@ class Reduction:
         chunk.parts[sender] = _Part(values_N, bits)
 
     def _known_bits(self, sender: int, bits: int) -> int:
-        """What a site's owner says is in its sum: of its own site, and nobody unheard of."""
+        """What a site's owner says is in its sum: all its contributors, and nobody unheard of."""
         plan = self.attempt.plan
         site = set(plan.sites[plan.site_of(sender)])
-        named = indices_of(bits)
-        if not named or not set(named) <= site & self._weights.keys():
-            raise InvalidPart(self.peers[sender], "a sum of who is not of its site")
+        named = set(indices_of(bits))
+        if not site & self._contributors <= named <= site & self._weights.keys():
+            raise InvalidPart(self.peers[sender], "a sum that is not of all of its site alone")
         return bits
 
     def forget(self, peer_id: PeerId) -> None:
@@ -395,8 +408,9 @@ class Reduction:
                 fresh = np.empty(0 if is_in_place else stop - start, np.float32)
                 out_N = self._landing.mean_target(number) if is_in_place else fresh
                 weights = [self._weight_of(part.bits) for part in parts]
-            weighted_mean([part.values_N for part in parts], weights, out=out_N)
-            is_sound = is_finite(out_N)
+            with np.errstate(over="ignore", invalid="ignore"):
+                weighted_mean([part.values_N for part in parts], weights, out=out_N)
+            is_sound = is_finite(out_N) or _is_rounded_up(parts, out_N)
             raw = self._wire.encode(is_root, number, out_N) if is_sound else memoryview(b"")
             with self._lock:
                 chunk.is_busy = False

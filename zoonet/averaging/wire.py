@@ -55,7 +55,14 @@ class Wire:
             before_N = self._feedback.get((is_mean, number))
         left_N = np.zeros_like(values_N) if before_N is None else before_N.copy()
         out = memoryview(bytearray(self.codec.max_bytes(values_N.size)))
-        raw = out[: encode_with_feedback(self.codec, values_N, left_N, out)]
+        try:
+            num_bytes = encode_with_feedback(self.codec, values_N, left_N, out)
+        except ValueError:  # with what was left out before, or by rounding, too large to be said
+            limit = np.float32(self.codec.max_magnitude)
+            np.clip(values_N, -limit, limit, out=values_N)
+            left_N[:] = 0
+            num_bytes = encode_with_feedback(self.codec, values_N, left_N, out)
+        raw = out[:num_bytes]
         with self._lock:
             self._next[is_mean, number] = left_N
         self.codec.decode(raw, values_N)
