@@ -506,6 +506,21 @@ def test_idle_lanes_are_bounded_for_each_peer() -> None:
     under_attack(attack)
 
 
+def test_whoever_takes_all_places_for_lanes_makes_room_for_others() -> None:
+    async def attack(stage: Scene) -> None:
+        with contextlib.ExitStack() as open_lanes:
+            lanes = [open_lanes.enter_context(await stage.local()) for _ in range(3)]
+            lane = await stage.honest.open(stage.victim)  # its second one
+            lane.post(b"through", b"")
+            inbox, wanted = stage.victim.inbox, (stage.honest.peer_id, b"through", b"")
+            await inbox.until(lambda: wanted in inbox.messages)
+            await lane.close()
+            readable, _, _ = await asyncio.to_thread(select.select, lanes, [], [])
+            assert len(readable) == 1
+
+    under_attack(attack, replace(QUICK, max_connections=4))
+
+
 # Peers that are sent something.
 
 

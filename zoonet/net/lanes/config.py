@@ -44,6 +44,8 @@ class LanesConfig:
     # Connections a lane has where the round trip is at least `long_rtt_s`; else it has one.
     num_stripes: int = 4
     long_rtt_s: float = 0.005
+    # Incoming, of all peers together: each of them has a thread.
+    max_connections: int = 1024
 
     def __post_init__(self) -> None:
         for text in (*self.hosts, *self.announce):
@@ -55,6 +57,8 @@ class LanesConfig:
             raise ConfigError(f"the port for bulk data is {self.port}, not one of 0 to 65535")
         if not 1 <= self.num_stripes <= 16:
             raise ConfigError("a lane has 1 to 16 connections")
+        if self.max_connections < 1:
+            raise ConfigError("lanes need at least one connection")
         durations = (
             self.token_timeout_s,
             self.handshake_timeout_s,

@@ -20,7 +20,6 @@ from zoonet.net.lanes.tls import TlsReceiver
 
 CLOSE_S: Final = 3.0  # for all threads to end when the host closes
 MAX_CONNECTIONS_PER_PEER: Final = 64  # incoming: each of them has a thread
-MAX_CONNECTIONS: Final = 1024  # of all peers together
 GO: Final = b"\x01"  # from the sender: of the connections that came about, this one was chosen
 
 log = logging.getLogger(__name__)
@@ -36,6 +35,7 @@ class LiveLanes:
         self._outgoing: set[OutgoingLane] = set()
         self._incoming: dict[Connection, IncomingLane] = {}
         self._num_incoming: Counter[PeerId] = Counter()
+        self._leaving: set[Connection] = set()  # incoming ones that had to make room
 
     def start(self, lane: OutgoingLane, pipe: SendingPipe) -> None:
         """Choose a connection as a new lane's first. Raises TransportError where it broke."""
@@ -78,8 +78,8 @@ class LiveLanes:
         with self._changed:
             is_welcome = (
                 not self._is_closed
-                and len(self._incoming) < MAX_CONNECTIONS
                 and self._num_incoming[lane.peer_id] < MAX_CONNECTIONS_PER_PEER
+                and self._has_room(lane.peer_id)
             )
             if is_welcome:
                 self._incoming[connection] = lane
@@ -96,10 +96,34 @@ class LiveLanes:
             connection.close()
             with self._changed:
                 del self._incoming[connection]
-                self._num_incoming[lane.peer_id] -= 1
-                if not self._num_incoming[lane.peer_id]:
-                    del self._num_incoming[lane.peer_id]
+                if connection in self._leaving:
+                    self._leaving.discard(connection)
+                else:
+                    self._count_out(lane.peer_id)
                 self._changed.notify_all()
+
+    def _has_room(self, newcomer: PeerId) -> bool:
+        """Where all places are taken, end a connection of the peer that has most of them."""
+        if len(self._incoming) - len(self._leaving) < self._config.max_connections:
+            return True
+        ((greediest, num_taken),) = self._num_incoming.most_common(1)
+        if num_taken <= self._num_incoming[newcomer] + 1:
+            return False
+        victim = next(
+            connection
+            for connection, lane in self._incoming.items()
+            if lane.peer_id == greediest and connection not in self._leaving
+        )
+        log.info("no room for lanes, one connection less for peer=%s", short(greediest))
+        self._leaving.add(victim)
+        self._count_out(greediest)
+        victim.abort()
+        return True
+
+    def _count_out(self, peer_id: PeerId) -> None:
+        self._num_incoming[peer_id] -= 1
+        if not self._num_incoming[peer_id]:
+            del self._num_incoming[peer_id]
 
     def receive_in_thread(self, lane: IncomingLane, connection: Connection) -> None:
         """Receive over a chosen connection in a thread of its own."""
