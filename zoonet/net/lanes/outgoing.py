@@ -63,8 +63,8 @@ class OutgoingLane:
     """A `Lane` over one or several connections that share a queue.
 
     Each takes the next message when it has sent the last one, so that faster ones carry more. The
-    last messages are left to the fast ones: a slow connection does not take what all others
-    together would have sent before it is done.
+    last messages are left to the fast ones: a slow connection does not take what all faster
+    ones together would have sent before it is done.
     """
 
     def __init__(
@@ -193,18 +193,19 @@ class OutgoingLane:
                 self._left(self._sleep(hand, rest_s or None))
 
     def _rest_s(self, hand: _Hand) -> float:
-        """How long a connection leaves what waits to the others; 0 where it takes the next one.
+        """How long a connection leaves what waits to faster ones; 0 where it takes the next one.
 
         Once the others have had the time that they seemed to need, it helps whatever they do.
         """
         own = hand.pipe.bytes_per_s
-        rates = [other.pipe.bytes_per_s for other in self._hands if other is not hand]
-        if not self._queue or not own or own >= max(rates, default=0.0):
+        rates = [other.pipe.bytes_per_s for other in self._hands]
+        faster = [rate for rate in rates if rate > own]  # slower ones rest, too
+        if not self._queue or not own or not faster:
             hand.rests_until = 0.0
             return 0.0
         now = time.monotonic()
         if not hand.rests_until:
-            others_s = (self._unsent_bytes + len(rates) * NOT_SENT_BYTES) / sum(rates)
+            others_s = (self._unsent_bytes + len(faster) * NOT_SENT_BYTES) / sum(faster)
             if others_s < (len(self._queue[0][1]) + NOT_SENT_BYTES) / own:
                 hand.rests_until = now + others_s
         if now < hand.rests_until:
