@@ -14,6 +14,8 @@ from tests.averaging.forest import Forest
 from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
 from zoonet.averaging.allreduce import AttemptFailed
+from zoonet.averaging.chunks import Header, Kind
+from zoonet.averaging.plan import chunk_bounds
 from zoonet.crypto import PeerId
 from zoonet.errors import WorkLost, ZoonetError
 from zoonet.exact import weighted_mean
@@ -251,6 +253,28 @@ def test_digests_of_slices_are_the_same_for_everyone_and_differ_where_a_mean_doe
         mean_P[0] += 1.0  # of the first peer's buffer
         changed = await forest.reducers["ada"].slice_digests(0)
         assert sum(a != b for a, b in zip(changed, digests[0], strict=True)) == 1
+        await forest.close()
+
+    run(main())
+
+
+def test_what_still_lands_of_a_round_that_was_given_up_does_not_touch_the_next_mean() -> None:
+    async def main() -> None:
+        forest = Forest(("ada", "bob"))
+        await forest.serve("ada")
+        ada, bob = forest.reducers["ada"], forest.plan.peers.index(peer("bob"))
+        chunk = next(tree.first for tree in forest.plan.trees if tree.root == bob)
+        start, stop = chunk_bounds(forest.size, chunk)
+        landings = []
+        for forest.index in (0, 1):
+            attempt = forest.attempt_of(forest.names)
+            given_up = asyncio.create_task(forest.average("ada", attempt))
+            await asyncio.sleep(0)
+            header = Header(Kind.MEAN, attempt.round_key(), 0, chunk, bob, bits=0b11)
+            landings.append(ada.admit(peer("bob"), header.encode(), 4 * (stop - start)))
+            given_up.cancel()
+        assert None not in landings
+        assert not np.shares_memory(*map(np.asarray, landings))
         await forest.close()
 
     run(main())

@@ -186,6 +186,8 @@ class TreeAllReduce:
         if reduction is not None and reduction.round_key == attempt.round_key():
             return reduction
         if reduction is not None:
+            if reduction.retire():
+                self._mean_P = None  # chunks of a round that was given up may still land there
             self._over[reduction.round_key] = frozenset(reduction.peers)
             while len(self._over) > NUM_KEPT_KEYS:
                 del self._over[next(iter(self._over))]

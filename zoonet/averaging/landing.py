@@ -68,6 +68,11 @@ class Landing:
         """Some chunk's mean is not in its place, where something given up may still write."""
         return bool(self._spilled)
 
+    @property
+    def is_writing(self) -> bool:
+        """Something that has begun may still write, perhaps into the mean."""
+        return bool(self._under_way or self._spilled)
+
     def nowhere(self, num_bytes: int) -> memoryview:
         """A place where nobody looks."""
         return self._nowhere[:num_bytes]

@@ -138,6 +138,7 @@ class Reduction:
         self._contributors: frozenset[int] = frozenset()
         self._needed_bits = 0
         self._num_left = 0
+        self._is_over = False
 
     # --- attempts -----------------------------------------------------------------------------
 
@@ -172,6 +173,15 @@ class Reduction:
             for owner in sorted(owners - self._committed_to):
                 self._post(self.peers[owner], header, self._payload.digests)
             self._committed_to |= owners
+
+    def retire(self) -> bool:
+        """The round is over: nothing more begins.
+
+        Tells whether what has begun may still write into the mean's buffer, which is lost then.
+        """
+        with self._lock:
+            self._is_over = True
+            return self._landing.is_writing or any(chunk.is_busy for chunk in self._chunks)
 
     @property
     def is_complete(self) -> bool:
@@ -271,6 +281,8 @@ class Reduction:
 
     def _is_wanted(self, sender: int, header: Header) -> bool:
         """Tell whether a chunk is still needed. Raises ProtocolViolation if it never was."""
+        if self._is_over:
+            return False
         chunk = self._chunks[header.chunk]
         is_stale = header.number < self.attempt.number
         if header.kind == Kind.MEAN:
@@ -466,7 +478,7 @@ class Reduction:
     def _ready_parts(self, number: int, chunk: _Chunk) -> list[_Part] | None:
         """All parts of a chunk that this peer is to add up now, in order; None while any lacks."""
         role = chunk.role
-        if not role.sources or chunk.is_busy or self._has_mean(chunk):
+        if self._is_over or not role.sources or chunk.is_busy or self._has_mean(chunk):
             return None
         if chunk.sum is not None and role.parent is not None:
             return None
