@@ -13,15 +13,16 @@ from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 
-from zoonet.averaging.chunks import Header, Kind, decode_header, slice_digests
+from zoonet.averaging.chunks import DIGEST_BYTES, Header, Kind, decode_header, slice_digests
 from zoonet.averaging.landing import Buffers
 from zoonet.averaging.lateness import Lateness
 from zoonet.averaging.links import LinkBook, PeerLinks
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.outlets import Outlets
 from zoonet.averaging.payload import Payload, make_payload
-from zoonet.averaging.plan import chunk_values
+from zoonet.averaging.plan import chunk_values, num_chunks
 from zoonet.averaging.reduction import Reduction
+from zoonet.averaging.unheard import RoundKeys
 from zoonet.averaging.wire import Wire
 from zoonet.codecs import Codec
 from zoonet.codecs import codec as codec_named
@@ -35,7 +36,6 @@ TICK_S: Final = 0.1
 STALL_S: Final = 0.5  # after a tick that took so long, a machine was busy with something else
 ALIVE_S: Final = 0.25  # how often who waits for others says so
 BROKEN_S: Final = 0.15  # for a peer whose lane has ended to come back on another one
-NUM_KEPT_KEYS: Final = 64  # of rounds that are over, whose late chunks are no offence
 
 FP32: Final = codec_named("fp32")
 
@@ -100,12 +100,13 @@ class TreeAllReduce:
         self._buffers = Buffers(num_parameters)
         self._payload: Payload | None = None
         self._feedback_P: Vector | None = None  # what this peer's payloads have left out
-        # keys of rounds that are over, oldest first, and who was in them
-        self._over: dict[bytes, frozenset[PeerId]] = {}
+        self._round_keys = RoundKeys()
         self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
         self._lateness = Lateness()
         self._links = LinkBook()
-        self._scratch = memoryview(bytearray(self._wire.max_bytes(chunk_values(num_parameters))))
+        chunk_bytes = self._wire.max_bytes(chunk_values(num_parameters))
+        commitment_bytes = DIGEST_BYTES * num_chunks(num_parameters)
+        self._scratch = memoryview(bytearray(max(chunk_bytes, commitment_bytes)))
         self._mean_P: Vector | None = None
         self._shared: memoryview | None = None
         self._changed = asyncio.Event()
@@ -188,9 +189,8 @@ class TreeAllReduce:
         if reduction is not None:
             if reduction.retire():
                 self._mean_P = None  # chunks of a round that was given up may still land there
-            self._over[reduction.round_key] = frozenset(reduction.peers)
-            while len(self._over) > NUM_KEPT_KEYS:
-                del self._over[next(iter(self._over))]
+            with self._lock:
+                self._round_keys.end(reduction.round_key, reduction.peers)
         payload = self._payload if self._contributes(attempt) else None
         reduction = Reduction(
             attempt,
@@ -204,6 +204,7 @@ class TreeAllReduce:
         )
         with self._lock:
             self._broken.clear()
+            self._round_keys.begin(reduction.round_key, reduction.peers)
         self._reduction = reduction
         self._spawn(self._say_alive(reduction))
         return reduction
@@ -306,10 +307,13 @@ class TreeAllReduce:
         reduction = self._reduction
         if reduction is not None and parsed.round_key == reduction.round_key:
             return reduction.admit(peer_id, parsed, num_bytes)
-        if parsed.round_key not in self._over:
-            return None
-        if peer_id not in self._over[parsed.round_key]:
+        with self._lock:
+            is_foreign = self._round_keys.is_foreign(parsed.round_key, peer_id)
+            is_over = self._round_keys.is_over(parsed.round_key, peer_id)
+        if is_foreign:
             raise ProtocolViolation(peer_id, "a chunk of a round that it had no part in")
+        if not is_over:
+            return None  # perhaps of one that this peer is about to hear of
         if num_bytes > len(self._scratch):
             raise ProtocolViolation(peer_id, f"a chunk of {num_bytes} bytes")
         return self._scratch[:num_bytes]
