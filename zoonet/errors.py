@@ -17,6 +17,7 @@
      │  └ DigestMismatch   bytes that do not hash to the name they were asked for by
      ├ RoundFailed         roll the round back; the local work carries on into the next
      │  └ QuorumLost       too few members signed the result
+     ├ GroupFailed         form a process group of those who are left; `.missing` names the others
      ├ StorageError        the local disk: full, read-only or damaged
      ├ JobEnded            the submitter learns that there will be no model
      └ TrainingError       stop this job on this peer
@@ -109,6 +110,17 @@ class RoundFailed(ZoonetError):
 
 class QuorumLost(RoundFailed):
     """Half or more of the round's members did not sign its result."""
+
+
+class GroupFailed(ZoonetError):
+    """A process group cannot go on: `missing` died, left, fell silent or broke the protocol.
+
+    Every operation that was under way raises it, and every later one.
+    """
+
+    def __init__(self, message: str, *, missing: frozenset[str] = frozenset()) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class StorageError(ZoonetError):
