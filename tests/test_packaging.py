@@ -63,6 +63,7 @@ PUBLIC = [
     "PeersConfig",
     "TrainingConfig",
     "VerificationConfig",
+    "join_world",
 ]
 
 

@@ -16,6 +16,7 @@ _PUBLIC = {
     "PeersConfig": "zoonet.config",
     "TrainingConfig": "zoonet.config",
     "VerificationConfig": "zoonet.config",
+    "join_world": "zoonet.client",
 }
 
 

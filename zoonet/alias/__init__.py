@@ -1,7 +1,15 @@
 """zoo_compute: the name under which the interface was announced. Everything is zoonet's."""
 
 from zoonet import __version__
-from zoonet.client import Client, Contribution, EntryConfig, Job, JobOutput, Network
+from zoonet.client import (
+    Client,
+    Contribution,
+    EntryConfig,
+    Job,
+    JobOutput,
+    Network,
+    join_world,
+)
 from zoonet.config import (
     CheckpointConfig,
     ComputeJob,
@@ -31,4 +39,5 @@ __all__ = [
     "VerificationConfig",
     "ZoonetError",
     "__version__",
+    "join_world",
 ]

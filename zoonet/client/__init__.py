@@ -5,6 +5,7 @@ from zoonet.client.entry import EntryConfig
 from zoonet.client.network import Network, Swarm
 from zoonet.client.output import Contribution, JobOutput
 from zoonet.client.prepare import prepare
+from zoonet.client.world import join_world
 
 __all__ = [
     "Client",
@@ -14,5 +15,6 @@ __all__ = [
     "JobOutput",
     "Network",
     "Swarm",
+    "join_world",
     "prepare",
 ]

@@ -11,6 +11,7 @@ N = values of a tensor, K = members of the group
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -39,10 +40,9 @@ def parts_of(num_values: int, value_bytes: int, num_owners: int) -> list[Part]:
     rounds = max(1, -(-num_values // (longest * num_owners)))
     num_parts = rounds * num_owners
     bounds = [num_values * number // num_parts for number in range(num_parts + 1)]
-    cut = zip(bounds, bounds[1:], strict=False)
     return [
         Part(number, number % num_owners, start, stop)
-        for number, (start, stop) in enumerate(cut)
+        for number, (start, stop) in enumerate(itertools.pairwise(bounds))
         if stop > start
     ]
 
@@ -162,9 +162,9 @@ async def broadcast_(turn: Turn, values_N: torch.Tensor, source: int) -> None:
     values_N = values_N.view(-1)
     place = (turn.rank - source) % turn.size
     if values_N.nbytes <= PART_BYTES:
-        parent, children = (place - 1) // 2, (2 * place + 1, 2 * place + 2)
+        parent, children = (place - 1) // 2, [2 * place + 1, 2 * place + 2]
     else:
-        parent, children = place - 1, (place + 1,)
+        parent, children = place - 1, [place + 1]
     ranks = [(source + child) % turn.size for child in children if child < turn.size]
 
     async def pass_on(part: Part) -> None:

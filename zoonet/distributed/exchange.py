@@ -189,7 +189,7 @@ class Exchange:
 
     def _on_lane_end(self, lane: Lane, error: ZoonetError) -> None:
         # Its goodbye may still be on the way, on the lane in the other direction.
-        self._call(self._loop.call_later, GRACE_S, self._lose, lane.peer_id, error)
+        self._call(self._lose_later, lane.peer_id, error)
 
     def _on_end(self, peer_id: PeerId, error: ZoonetError) -> None:
         self._call(self._lose, peer_id, error)
@@ -203,6 +203,9 @@ class Exchange:
     def _greet(self, peer_id: PeerId) -> None:
         self._greeted.add(peer_id)
         self._changed.set()
+
+    def _lose_later(self, peer_id: PeerId, error: ZoonetError) -> None:
+        self._loop.call_later(GRACE_S, self._lose, peer_id, error)
 
     def _lose(self, peer_id: PeerId, error: ZoonetError) -> None:
         if self._is_closing or peer_id in self.lost:
@@ -316,7 +319,6 @@ def check_peers(peers: Sequence[PeerId], own: PeerId) -> tuple[PeerId, ...]:
         raise ConfigError(f"the list of peers names {twice} twice; each peer has one rank")
     if own not in peers:
         raise ConfigError(
-            f"this peer, {own}, is not in the list of peers; "
-            "add it, or use the key of one that is"
+            f"this peer, {own}, is not in the list of peers; add it, or use the key of one that is"
         )
     return tuple(peers)

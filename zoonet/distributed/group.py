@@ -169,9 +169,7 @@ class Group:
         async with self._collective(Op.ALL_TO_ALL) as turn:
             await collectives.all_to_all(turn, outputs, inputs)
 
-    async def gather(
-        self, outputs: Sequence[torch.Tensor], input_N: torch.Tensor, to: int
-    ) -> None:
+    async def gather(self, outputs: Sequence[torch.Tensor], input_N: torch.Tensor, to: int) -> None:
         """At member `to`, `outputs[r]` becomes what member r puts in; empty elsewhere."""
         if to == self.rank:
             self._check_count("outputs", outputs)

@@ -174,9 +174,7 @@ class Mailbox:
                 if not spec.num_bytes:
                     settle(None)
                     return
-            self._receives[peer_id, key] = _Transfer(
-                spec, memory, settle, num_left=spec.num_bytes
-            )
+            self._receives[peer_id, key] = _Transfer(spec, memory, settle, num_left=spec.num_bytes)
             if spec.num_bytes:
                 self._post(peer_id, about(Kind.WANT, key, spec), b"")
 

@@ -122,9 +122,7 @@ _DECODER = msgspec.msgpack.Decoder(Message)
 
 def about(kind: Kind, key: Key, spec: Spec, offset: int = 0) -> bytes:
     """The header of a message about a transfer."""
-    return Message(
-        kind, *key, Op(spec.op), spec.dtype, spec.num_bytes, spec.shape, offset
-    ).encode()
+    return Message(kind, *key, Op(spec.op), spec.dtype, spec.num_bytes, spec.shape, offset).encode()
 
 
 def decode(peer_id: PeerId, header: bytes) -> Message:

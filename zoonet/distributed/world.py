@@ -1,16 +1,18 @@
-"""The peers of a run, for an ordinary synchronous script: rank, send, recv, and PyTorch's groups."""
+"""The peers of a run, for an ordinary synchronous script: ranks, send, recv, PyTorch's groups."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, Final, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from zoonet.crypto import PeerId
 from zoonet.distributed.exchange import Exchange, ExchangeConfig
@@ -56,6 +58,7 @@ class World:
         self._pairs: dict[PeerId, Group] = {}
         self._has_process_group = False
         self._is_closed = False
+        self._last: list[Callable[[], None]] = []
 
     @classmethod
     def open(
@@ -68,11 +71,7 @@ class World:
         """Open the lanes, meet all peers of the list, and return. Raises as `Exchange.open`."""
 
         async def enter() -> Self:
-            async with AsyncExitStack() as stack:
-                opened = await stack.enter_async_context(lanes)
-                exchange = await stack.enter_async_context(Exchange.open(opened, peers, config))
-                return cls(runner, exchange, stack.pop_all().aclose)
-            raise AssertionError("nothing here swallows exceptions")
+            return cls(runner, *await _enter(lanes, peers, config))
 
         return runner.submit(enter()).result()
 
@@ -89,7 +88,15 @@ class World:
         self._is_closed = True
         if self._has_process_group and dist.is_initialized():
             dist.destroy_process_group()
-        self._runner.submit(self._leave()).result()
+        try:
+            self._runner.submit(self._leave()).result()
+        finally:
+            for call in self._last:
+                call()
+
+    def on_close(self, call: Callable[[], None]) -> None:
+        """Have something called once the run is left."""
+        self._last.append(call)
 
     def init_process_group(self, *, timeout: timedelta | None = None) -> None:
         """Make these peers PyTorch's default process group, with ranks as in the list of peers.
@@ -101,14 +108,16 @@ class World:
         timeout_s = self._exchange.config.operation_timeout_s
         dist.init_process_group(
             BACKEND,
-            store=dist.HashStore(),  # nothing has to be agreed on through it
+            store=HashStore(),  # nothing has to be agreed on through it
             rank=self.rank,
             world_size=self.size,
             timeout=timeout or timedelta(seconds=timeout_s),
         )
         self._has_process_group = True
 
-    def process_group(self, name: str, ranks: Sequence[int], timeout: timedelta) -> dist.ProcessGroup:
+    def process_group(
+        self, name: str, ranks: Sequence[int], timeout: timedelta
+    ) -> dist.ProcessGroup:
         """A group of some ranks. `torch.distributed.new_group` calls it."""
         members = [self.peers[rank] for rank in ranks]
 
@@ -156,6 +165,33 @@ class World:
             both = sorted((self.peers[self.rank], peer))
             self._pairs[peer] = Group(self._exchange, "pair " + " ".join(both), both)
         return self._pairs[peer]
+
+
+async def _enter(
+    lanes: AbstractAsyncContextManager[Lanes],
+    peers: Sequence[PeerId],
+    config: ExchangeConfig | None,
+) -> tuple[Exchange, Callable[[], Coroutine[Any, Any, None]]]:
+    """Return the exchange, held open by a task of its own, and what ends that task."""
+    inside: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
+    is_over = asyncio.Event()
+
+    async def hold() -> None:
+        async with lanes as opened, Exchange.open(opened, peers, config) as exchange:
+            inside.set_result(exchange)
+            await is_over.wait()
+
+    holder = asyncio.create_task(hold(), name="world")
+    either: set[asyncio.Future[Any]] = {holder, inside}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not inside.done():
+        await holder  # raises why it could not enter
+
+    async def leave() -> None:
+        is_over.set()
+        await holder
+
+    return inside.result(), leave
 
 
 def _create(world: World, opts: Any, _: object) -> dist.ProcessGroup:
