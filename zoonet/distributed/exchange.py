@@ -79,6 +79,7 @@ class Exchange:
         self._gone: dict[PeerId, asyncio.Event] = {}
         self._changed = asyncio.Event()
         self._is_meeting = True
+        self._has_met = False
         self._is_closing = False
         self.lost: dict[PeerId, ZoonetError] = {}  # peers that are gone, and why
         self._listeners: dict[bytes, Callable[[GroupFailed], None]] = {}
@@ -125,8 +126,9 @@ class Exchange:
                 while self._absent():
                     await self._changed.wait()
                     self._changed.clear()
-                    for error in self.lost.values():
+                    for error in filter(_is_to_blame, self.lost.values()):
                         raise error
+            self._has_met = True
         except TimeoutError as error:
             raise PeerTimeout(
                 f"not all peers of the run {self.config.run!r} came in {timeout_s:.0f} s; missing: "
@@ -142,7 +144,7 @@ class Exchange:
         log.info("met run=%s rank=%d of %d", self.config.run, self.rank, len(self.peers))
 
     def _absent(self) -> list[PeerId]:
-        there = self._greeted & self._outgoing.keys()
+        there = self._greeted & self._outgoing.keys() | self.lost.keys()
         return [peer_id for peer_id in self._others if peer_id not in there]
 
     def _absence(self, peer_id: PeerId) -> str:
@@ -211,9 +213,9 @@ class Exchange:
         if self._is_closing or peer_id in self.lost:
             return
         self._changed.set()
-        if self._is_meeting and not _is_to_blame(error):
+        is_done = peer_id in self._leaving  # it has met everybody, this peer too
+        if self._is_meeting and not is_done and not _is_to_blame(error):
             self._greeted.discard(peer_id)
-            self._leaving.discard(peer_id)
             self._outgoing.pop(peer_id, None)
             if (gone := self._gone.pop(peer_id, None)) is not None:
                 gone.set()
@@ -300,7 +302,7 @@ class Exchange:
         for group in list(self._members_of):
             self._fail(group, GroupFailed("this peer has left the run"))
         lanes = list(self._outgoing.values())
-        for lane in lanes:
+        for lane in lanes if self._has_met else ():
             lane.post(Message(Kind.BYE).encode(), b"")
         await asyncio.gather(*(lane.close() for lane in lanes), return_exceptions=True)
         self._outgoing.clear()
