@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 from torch.nn.parallel import DistributedDataParallel
 
 from zoonet.distributed import World
+from zoonet.errors import ConfigError, GroupFailed
 
 
 def ddp(world: World) -> None:
@@ -104,3 +107,140 @@ def gpipe(world: World) -> None:
 
 def one_forward_one_backward(world: World) -> None:
     pipeline(world, Schedule1F1B)
+
+
+def functions(world: World) -> None:
+    """What the documentation of torch.distributed promises, one call after the other."""
+    rank, size = world.rank, world.size
+    column = torch.arange(6.0).view(2, 3).t()  # not contiguous
+    mine = column + rank
+    dist.all_reduce(mine)
+    assert torch.equal(mine, column * size + sum(range(size)))
+    work = dist.all_reduce(torch.ones(3, dtype=torch.bfloat16), op=dist.ReduceOp.MAX, async_op=True)
+    assert work.wait()
+    assert work.is_completed()
+    assert work.is_success()
+    assert torch.equal(work.get_future().wait()[0], torch.ones(3).bfloat16())
+    pair = torch.tensor([1 + 1j * rank])
+    dist.all_reduce(pair)
+    assert pair.item() == size + 1j * sum(range(size))
+    dist.broadcast(mine := torch.full((2, 2), rank), src=1)
+    assert torch.equal(mine, torch.ones(2, 2, dtype=torch.int64))
+    dist.reduce(mine := torch.tensor([rank]), dst=2)
+    assert rank != 2 or mine.item() == sum(range(size))
+    rows = [torch.empty(2, dtype=torch.int64) for _ in range(size)]
+    dist.all_gather(rows, torch.tensor([rank, -rank]))
+    assert torch.equal(torch.stack(rows), torch.tensor([[r, -r] for r in range(size)]))
+    whole = torch.empty(size * 2)
+    dist.all_gather_into_tensor(whole, torch.tensor([rank, rank + 0.5]))
+    assert whole.tolist() == [r + half for r in range(size) for half in (0, 0.5)]
+    part = torch.empty(2)
+    dist.reduce_scatter_tensor(part, torch.arange(2.0 * size), op=dist.ReduceOp.AVG)
+    assert part.tolist() == [2.0 * rank, 2.0 * rank + 1]
+    dist.reduce_scatter(part, [torch.full((2,), float(r)) for r in range(size)])
+    assert part.tolist() == [float(size * rank)] * 2
+    moved = torch.empty(size)
+    dist.all_to_all_single(moved, torch.arange(size) * 10.0 + rank)
+    assert moved.tolist() == [10.0 * rank + r for r in range(size)]
+    uneven = torch.empty(sum(r + 1 for r in range(size)))
+    dist.all_to_all_single(
+        uneven,
+        torch.full((size * (rank + 1),), float(rank)),
+        [r + 1 for r in range(size)],
+        [rank + 1] * size,
+    )
+    assert uneven.tolist() == [float(r) for r in range(size) for _ in range(r + 1)]
+    outputs = [torch.empty(1) for _ in range(size)]
+    dist.all_to_all(outputs, [torch.tensor([10.0 * rank + r]) for r in range(size)])
+    assert [each.item() for each in outputs] == [10.0 * r + rank for r in range(size)]
+    gathered = [torch.empty(1) for _ in range(size)] if rank == 0 else None
+    dist.gather(torch.tensor([float(rank)]), gathered, dst=0)
+    assert gathered is None or [each.item() for each in gathered] == list(range(size))
+    sent = [torch.tensor([r * r]) for r in range(size)] if rank == 1 else None
+    dist.scatter(mine := torch.empty(1, dtype=torch.int64), sent, src=1)
+    assert mine.item() == rank * rank
+    dist.barrier()
+    objects: list[Any] = [None] * size
+    dist.all_gather_object(objects, {"rank": rank})
+    assert objects == [{"rank": r} for r in range(size)]
+    functional = torch.ops._c10d_functional
+    name = dist.group.WORLD.group_name  # type: ignore[union-attr]
+    total = functional.wait_tensor(functional.all_reduce(torch.ones(2), "sum", name))
+    assert total.tolist() == [size, size]
+    with raises(ConfigError, "the mean of torch.int64"):
+        dist.all_reduce(torch.ones(1, dtype=torch.int64), op=dist.ReduceOp.AVG)
+    dist.barrier()
+
+
+def subgroups(world: World) -> None:
+    """Groups of some ranks, and sends within them."""
+    rank = world.rank
+    first, last = dist.new_group([0, 1]), dist.new_group([2, 1])
+    for group, ranks in ((first, [0, 1]), (last, [1, 2])):
+        if rank in ranks:
+            mine = torch.tensor([float(rank)])
+            dist.all_reduce(mine, group=group)
+            assert mine.item() == sum(ranks)
+            dist.broadcast(mine := torch.tensor([rank]), src=ranks[1], group=group)
+            assert mine.item() == ranks[1]
+    if rank == 0:
+        works = [dist.isend(torch.full((3,), float(n)), dst=1, tag=n) for n in range(3)]
+        assert all(work is not None and work.wait() for work in works)
+    elif rank == 1:
+        for n in (2, 0, 1):
+            dist.recv(mine := torch.empty(3), src=0, tag=n)
+            assert mine.tolist() == [n] * 3
+    beyond = (rank + 1) % world.size
+    before = (rank - 1) % world.size
+    received = torch.empty(100_000)
+    for work in dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, torch.full((100_000,), float(rank)), beyond),
+            dist.P2POp(dist.irecv, received, before),
+        ]
+    ):
+        work.wait()
+    assert received[-1].item() == before
+    if rank == 2:
+        seen = sorted(dist.recv(torch.empty(2)) for _ in range(2))
+        assert seen == [0, 1]
+    elif rank < 2:
+        dist.send(torch.ones(2), dst=2)
+
+
+def named_peers(world: World) -> None:
+    """Tensors between peers by their ids, whatever PyTorch's groups do."""
+    if world.rank == 0:
+        world.send(torch.arange(5), world.peers[2])
+    elif world.rank == 2:
+        world.recv(mine := torch.empty(5, dtype=torch.int64), world.peers[0])
+        assert mine.tolist() == [0, 1, 2, 3, 4]
+    with raises(ConfigError, "is not another peer of this run"):
+        world.send(torch.ones(1), world.peers[world.rank])
+
+
+def train_until_failure(world: World) -> None:
+    """DDP until it fails, and what follows."""
+    model = DistributedDataParallel(nn.Linear(100, 100))
+    try:
+        for step in range(1_000_000):
+            model(torch.randn(4, 100)).square().mean().backward()
+            if step == 10:
+                print("training", flush=True)
+    except RuntimeError as error:
+        print(f"in DDP: {type(error).__name__}: {error}", flush=True)
+    try:
+        dist.barrier()
+    except GroupFailed as error:
+        print(f"later: {type(error).__name__}: {error}", flush=True)
+
+
+@contextmanager
+def raises(kind: type[Exception], text: str) -> Iterator[None]:
+    """As pytest.raises, for processes that have no pytest."""
+    message = ""
+    try:
+        yield
+    except kind as error:
+        message = str(error)
+    assert text in message, f"{message!r}, expected {text!r}"

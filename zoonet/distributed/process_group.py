@@ -49,9 +49,25 @@ class PeerProcessGroup(dist.ProcessGroup):
         super().__init__(group.rank, group.size)
         self._group = group
         self._submit = submit
+        self._name = group.name
+        self._description = ""
 
     def getBackendName(self) -> str:
         return "zoonet"
+
+    # PyTorch keeps these with a group's C++ backends, of which there are none here.
+
+    def setGroupName(self, name: str) -> None:
+        self._name = name
+
+    def getGroupName(self) -> str:
+        return self._name
+
+    def setGroupDesc(self, description: str) -> None:
+        self._description = description
+
+    def getGroupDesc(self) -> str:
+        return self._description
 
     def _run(
         self,
@@ -226,10 +242,6 @@ class PeerProcessGroup(dist.ProcessGroup):
 
     def barrier(self, opts: Any = None) -> PendingWork:
         return self._run("barrier", [], self._group.barrier)
-
-    def monitored_barrier(self, timeout: Any = None, wait_all_ranks: bool = False) -> None:
-        """A barrier whose failure names who is missing, as every failure here does."""
-        self.barrier().wait(timeout or timedelta(0))
 
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> PendingWork:
         tensor = only(tensors)
