@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -50,8 +51,8 @@ class Pipe:
         self._far.close()
 
 
-def lane_of(*pipes: Pipe) -> OutgoingLane:
-    lane = OutgoingLane(PEER, "direct", lambda *_: None, lambda _: None)
+def lane_of(*pipes: Pipe, num_stripes: Callable[[], int] = lambda: 16) -> OutgoingLane:
+    lane = OutgoingLane(PEER, "direct", lambda *_: None, lambda _: None, num_stripes)
     for pipe in pipes:
         lane.add(pipe)
     return lane
@@ -103,6 +104,33 @@ def test_a_connection_that_has_rested_long_enough_helps_whatever_the_others_do()
         stuck.may_send.release()
         await lane.close()
         assert (stuck.sent, slow.sent) == ([b"first"], [b"last"])
+
+    run(story())
+
+
+def test_no_more_connections_send_than_the_line_has_room_for() -> None:
+    first, second, third = pipes = [Pipe(1e6) for _ in range(3)]
+    allowed = 1
+
+    async def story() -> None:
+        nonlocal allowed
+        lane = lane_of(*pipes, num_stripes=lambda: allowed)
+        for pipe in pipes:
+            pipe.may_send.release(4)
+        for number in range(4):
+            lane.post(b"%d" % number, MESSAGE)
+        while lane.unsent_bytes:
+            await asyncio.sleep(0)
+        assert (len(first.sent), second.sent, third.sent) == (4, [], [])
+        allowed = 2  # the others have nothing to send any more
+        lane.post(b"stuck", MESSAGE)
+        lane.post(b"other", MESSAGE)
+        while lane.unsent_bytes > len(MESSAGE):
+            await asyncio.sleep(0)
+        assert (len(first.sent), len(second.sent), third.sent) == (4, 1, [])
+        first.may_send.release()
+        await lane.close()
+        assert {*first.sent[4:], *second.sent} == {b"stuck", b"other"}
 
     run(story())
 

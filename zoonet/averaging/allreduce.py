@@ -132,7 +132,7 @@ class TreeAllReduce:
 
     def own_links(self) -> PeerLinks:
         """See `Averager.own_links`."""
-        self._links.observe(self._lanes.links())
+        self._links.observe(self._lanes.links(), self._lanes.line())
         return self._links.own()
 
     async def commit(self, contribution_P: Vector) -> bytes:
@@ -173,6 +173,7 @@ class TreeAllReduce:
             if self._outlets.expect(peer):
                 self._spawn(self._outlets.open(peer))
         await _compute(4 * self._num_parameters, lambda: self._begin(reduction, attempt))
+        self._spawn(self._say_alive(reduction, attempt))
         await self._finished(reduction, began)
         self._lateness.succeed()
         return reduction.assembled()
@@ -206,7 +207,6 @@ class TreeAllReduce:
             self._broken.clear()
             self._round_keys.begin(reduction.round_key, reduction.peers)
         self._reduction = reduction
-        self._spawn(self._say_alive(reduction))
         return reduction
 
     def _contributes(self, attempt: Attempt) -> bool:
@@ -233,13 +233,15 @@ class TreeAllReduce:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _say_alive(self, reduction: Reduction) -> None:
+    async def _say_alive(self, reduction: Reduction, attempt: Attempt) -> None:
         """Tell those who wait for this peer that it waits for others itself."""
-        while not reduction.is_complete and self._reduction is reduction:
+        partners = reduction.partners_in(attempt)
+        while not reduction.is_complete:
             await asyncio.sleep(ALIVE_S)
-            header = reduction.alive()
-            for peer in reduction.partners_in(reduction.attempt):
-                self._outlets.post_if_idle(peer, header)
+            if self._reduction is not reduction or reduction.attempt is not attempt:
+                return  # there is another attempt, which says so itself
+            for peer in partners:
+                self._outlets.post_if_idle(peer, reduction.alive())
 
     async def _finished(self, reduction: Reduction, began: float) -> None:
         """Wait until the mean is here. Raises AttemptFailed."""
@@ -270,7 +272,7 @@ class TreeAllReduce:
         silences = {peer: min(now - listened, self._lanes.silent_s(peer)) for peer in owing}
         begun = {one.peer for one in awaited if self._lanes.silent_s(one.peer) < now - began}
         silent = self._lateness.silent(silences, begun)
-        late = self._lateness.late([one for one in awaited if one.peer in begun], now - began)
+        late = begun & self._lateness.late(awaited, now - began, reduction.neighbours)
         missing = (refused | (broken & owing) | silent | late) & contributors
         if missing:
             if silent:

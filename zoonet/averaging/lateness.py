@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Sequence, Set
 from typing import Final
 
 from zoonet.averaging.deadlines import LearnedTimeout
@@ -10,7 +10,7 @@ from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 
 FIRST_S: Final = 1.6  # of silence, while nothing is known: six beats of who waits for others
-PATIENCE: Final = 4.0  # how many times as long as half of the others one may take
+PATIENCE: Final = 4.0  # how many times as long as the others with half of the work one may take
 UNBEGUN: Final = 3.0  # how many times as long who has not begun may be silent
 ALONE: Final = 3.0  # how many times as long everybody together may be silent
 SPARE_S: Final = 5.0  # and this much longer: a slow link is no reason to work for nothing
@@ -21,14 +21,15 @@ class Lateness:
 
     Silent is a peer of whom not a byte has come for longer than is usual: the median of the
     longest silences of earlier attempts and eight of their mean deviations. Late is one that
-    brings something, but takes several times as long as half of the others took.
+    brings something, but takes several times as long as those took who bring half of all chunks
+    together; of those from other sites, if it is in one itself.
     """
 
     def __init__(self) -> None:
         self._gaps = LearnedTimeout(first_s=FIRST_S, floor_s=1.2, ceiling_s=15.0)
         self._doubt = 1.0  # grows with each accusation, until an attempt succeeds
         self._longest_gap_s = 0.0
-        self._half_after_s: dict[bool, float] = {}
+        self._half_after_s: dict[tuple[str, bool], float] = {}
 
     def begin(self) -> None:
         """An attempt begins."""
@@ -59,15 +60,24 @@ class Lateness:
             return {peer for peer in silent if silences[peer] > ALONE * limit_s}
         return silent
 
-    def late(self, awaited: Sequence[Awaited], elapsed_s: float) -> set[PeerId]:
-        """Who takes far longer than half of the others, `elapsed_s` after the attempt began."""
+    def late(self, awaited: Sequence[Awaited], elapsed_s: float, near: Set[PeerId]) -> set[PeerId]:
+        """Who takes far longer than those with half of the work, `elapsed_s` after the beginning.
+
+        Those of other sites are compared with each other alone: what comes over a local network is
+        here in a moment, and says nothing of how long a line needs.
+        """
+        far = [one for one in awaited if one.peer not in near]
+        return self._behind(awaited, elapsed_s, "all") & near | self._behind(far, elapsed_s, "far")
+
+    def _behind(self, awaited: Sequence[Awaited], elapsed_s: float, among: str) -> set[PeerId]:
         late: set[PeerId] = set()
         for is_mean in (False, True):
             group = [one for one in awaited if one.is_mean is is_mean]
             behind = {one.peer for one in group if one.num_come < one.num_all}
-            if not behind or 2 * len(behind) > len(group):
+            num_left = sum(one.num_all for one in group if one.peer in behind)
+            if not behind or 2 * num_left > sum(one.num_all for one in group):
                 continue
-            half_s = self._half_after_s.setdefault(is_mean, elapsed_s)
+            half_s = self._half_after_s.setdefault((among, is_mean), elapsed_s)
             limit_s = PATIENCE * half_s + SPARE_S
             for one in group:
                 # Who waits for others is given the time in which somebody names the culprit.

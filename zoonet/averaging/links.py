@@ -19,6 +19,8 @@ RTT_DOWN: Final = 0.5
 RATE: Final = 0.25
 TOTAL_UP: Final = 0.5  # a total that was reached can be reached again
 TOTAL_DOWN: Final = 0.05
+LINE_UP: Final = 0.5
+LINE_DOWN: Final = 0.05
 BUSY_SHARE: Final = 0.1  # a total below this share of the estimate says that nobody sent
 NOMINAL_WAN: Final = 12.5e6  # bytes a second, where no line of anybody is known
 NOMINAL_LAN: Final = 1e9
@@ -38,6 +40,16 @@ class PeerLinks:
     up_bytes_per_s: float = 0.0
     down_bytes_per_s: float = 0.0
     lan_bytes_per_s: float = 0.0  # each way, within its site
+
+
+class SeenLine(Protocol):
+    """What a transport has seen of the line that links to other sites share; 0 for nothing."""
+
+    @property
+    def up_bytes_per_s(self) -> float: ...
+
+    @property
+    def down_bytes_per_s(self) -> float: ...
 
 
 class SeenLink(Protocol):
@@ -66,27 +78,28 @@ class LinkBook:
     """Estimates of a peer's links, smoothed over many looks at them.
 
     A peer becomes near below `NEAR_S` and far above `FAR_S`, so that sites do not flutter. What a
-    line carries is the sum over those links whose rate has changed since the last look: a rate
-    that stands still is of another plan's round, in which this link may have had the line alone.
+    line carries is told of it as a whole, since links that take turns on it add up to more. A
+    local network carries the sum over those links whose rate has changed since the last look: a
+    rate that stands still is of another plan's round.
     """
 
     def __init__(self) -> None:
         self._links: dict[PeerId, Link] = {}
         self._near: set[PeerId] = set()
         self._last: dict[PeerId, tuple[float, float]] = {}  # rates as they were seen last
+        self._last_line = (0.0, 0.0)
         self._up = self._down = self._lan_up = self._lan_down = 0.0
 
-    def observe(self, seen: Mapping[PeerId, SeenLink]) -> None:
+    def observe(self, seen: Mapping[PeerId, SeenLink], line: SeenLine) -> None:
         """One look at all links at the same time. What cannot be is taken for "nothing seen"."""
         for peer, look in seen.items():
             self._note(peer, look)
         fresh = [(peer, *self._fresh_rates(peer, look)) for peer, look in seen.items()]
         near = [(up, down) for peer, up, down in fresh if peer in self._near]
-        far = [(up, down) for peer, up, down in fresh if self._is_far(peer)]
-        if not any(map(self._is_far, self._links)):
+        if any(map(self._is_far, self._links)):
+            self._note_line(line)
+        else:
             self._up = self._down = 0.0
-        self._up = _total(self._up, [up for up, _ in far])
-        self._down = _total(self._down, [down for _, down in far])
         self._lan_up = _total(self._lan_up, [up for up, _ in near])
         self._lan_down = _total(self._lan_down, [down for _, down in near])
 
@@ -97,6 +110,14 @@ class LinkBook:
         if peer in self._links:
             self._last[peer] = up, down
         return (0.0 if up == old_up else up), (0.0 if down == old_down else down)
+
+    def _note_line(self, line: SeenLine) -> None:
+        old_up, old_down = self._last_line
+        up, down = self._last_line = line.up_bytes_per_s, line.down_bytes_per_s
+        if up != old_up:
+            self._up = _smoothed(self._up, _real(up), rising=LINE_UP, falling=LINE_DOWN)
+        if down != old_down:
+            self._down = _smoothed(self._down, _real(down), rising=LINE_UP, falling=LINE_DOWN)
 
     def _is_far(self, peer: PeerId) -> bool:
         return peer not in self._near and self.link(peer).rtt_s > 0
@@ -189,9 +210,9 @@ def _smoothed(old: float, seen: float, *, rising: float = RATE, falling: float =
 
 
 def _total(old: float, rates: list[float]) -> float:
-    """The estimate of a line's rate, after it has carried these at once.
+    """The estimate of a network's rate, after it has carried these at once.
 
-    It follows a rise soon and a fall slowly: a line that carries less may have less to do.
+    It follows a rise soon and a fall slowly: one that carries less may have less to do.
     """
     seen = sum(map(_real, rates))
     if seen < BUSY_SHARE * old:

@@ -230,6 +230,11 @@ class Reduction:
         """Parts of a contribution depend on nobody: they are no reason to wait."""
         return is_up and sender in self._neighbours
 
+    @property
+    def neighbours(self) -> frozenset[PeerId]:
+        """Everyone in this peer's site."""
+        return frozenset(self.peers[index] for index in self._neighbours)
+
     def partners_in(self, attempt: Attempt) -> set[PeerId]:
         """Everyone to whom this peer sends in an attempt."""
         return {self.peers[index] for index in partners_of(attempt, self._me)}

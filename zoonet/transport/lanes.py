@@ -33,6 +33,14 @@ class LinkStats:
     path: Path  # of the newest lane to the peer
 
 
+@dataclass(frozen=True, slots=True)
+class LineStats:
+    """How fast the links to faraway peers are together; 0 where nothing is known."""
+
+    up_bytes_per_s: float  # while there was something to send over any of them
+    down_bytes_per_s: float  # while something came over any of them
+
+
 class Sink(Protocol):
     """What messages of a channel arrive in.
 
@@ -136,4 +144,8 @@ class Lanes(Protocol):
 
     def links(self) -> Mapping[PeerId, LinkStats]:
         """What is known of the links to other peers, from real traffic."""
+        ...
+
+    def line(self) -> LineStats:
+        """What is known of the line that links to faraway peers share."""
         ...

@@ -25,6 +25,7 @@ from zoonet.transport.lanes import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     LaneEnded,
+    LineStats,
     LinkStats,
     Path,
     Sink,
@@ -153,6 +154,9 @@ class StreamLanes:
 
     def links(self) -> Mapping[PeerId, LinkStats]:
         return {}
+
+    def line(self) -> LineStats:
+        return LineStats(0.0, 0.0)
 
     async def _receive_all(self, stream: Stream, channel: str) -> None:
         sink = self._sinks.get(channel)

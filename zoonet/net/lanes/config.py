@@ -5,8 +5,11 @@ from __future__ import annotations
 import ipaddress
 import sys
 from dataclasses import dataclass
+from typing import Final
 
 from zoonet.errors import ConfigError
+
+MAX_STRIPES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +44,8 @@ class LanesConfig:
     retry_direct_after_s: float = 60.0
     # For the other side to be dialled, before it is asked to dial back meanwhile.
     head_start_s: float = 0.25
-    # Connections a lane has where the round trip is at least `long_rtt_s`; else it has one.
+    # Connections a lane has where the round trip is at least `long_rtt_s`; else it has one. Where
+    # several such lanes send at once, each of them uses as many as suit their line together.
     num_stripes: int = 4
     long_rtt_s: float = 0.005
     # Incoming, of all peers together: each of them has a thread.
@@ -55,8 +59,8 @@ class LanesConfig:
                 raise ConfigError(f"{text!r} is not an IP address for bulk data") from error
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"the port for bulk data is {self.port}, not one of 0 to 65535")
-        if not 1 <= self.num_stripes <= 16:
-            raise ConfigError("a lane has 1 to 16 connections")
+        if not 1 <= self.num_stripes <= MAX_STRIPES:
+            raise ConfigError(f"a lane has 1 to {MAX_STRIPES} connections")
         if self.max_connections < 1:
             raise ConfigError("lanes need at least one connection")
         durations = (

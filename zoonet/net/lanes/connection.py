@@ -24,8 +24,12 @@ KEEPALIVE_COUNT: Final = 3
 USER_TIMEOUT_MS: Final = 15_000  # for sent bytes to be acknowledged
 # Bytes that the kernel may hold unsent: what waits above it can still be dropped.
 NOT_SENT_BYTES: Final = 256 * 1024
-MIN_RTT_OFFSET: Final = 148  # in Linux' struct tcp_info
+LAST_DATA_RECEIVED_OFFSET: Final = 52  # in Linux' struct tcp_info
 SMOOTHED_RTT_OFFSET: Final = 68
+MIN_RTT_OFFSET: Final = 148
+NUM_SEGMENTS_OFFSET: Final = 152  # with payload, received
+OFTEN_S: Final = 0.5  # asked again within this time
+SO_BUF_LOCK: Final = 72  # of Linux since 5.15: whether the kernel may change a buffer's size
 TIMED_OUT: Final = (TimeoutError, BlockingIOError)  # by Python's clock, or by the kernel's
 
 
@@ -85,6 +89,14 @@ class Ear:
 
     def __init__(self) -> None:
         self.heard_s = -math.inf
+        self.tells: Callable[[int, float], None] | None = None  # whoever counts bytes, too
+
+    def hear(self, num_bytes: int) -> float:
+        """So many bytes have come: now, which is returned."""
+        now = self.heard_s = time.monotonic()
+        if self.tells is not None:
+            self.tells(num_bytes, now)
+        return now
 
 
 class Connection:
@@ -101,6 +113,8 @@ class Connection:
         self._lock = threading.Lock()
         self._is_closed = False
         self._poll: select.poll | None = None
+        self._num_segments = 0
+        self._asked = self._counted = -math.inf
         self._receive = _receiver(sock)
 
     def write(self, payload: Buffer) -> None:
@@ -114,7 +128,7 @@ class Connection:
 
     def read(self, target: memoryview, deadline: float) -> None:
         """Fill the target before `deadline`. Also raises PeerTimeout where no byte moves."""
-        receive, now, ear = self._receive, time.monotonic, self.ear
+        receive, hear = self._receive, self.ear.hear
         num_bytes, size = 0, len(target)
         try:
             while num_bytes < size:
@@ -122,8 +136,7 @@ class Connection:
                 num_bytes += num_new
                 if not num_new:
                     raise StreamClosed(f"peer={short(self.peer_id)} ended in a message")
-                ear.heard_s = now()
-                if ear.heard_s > deadline:
+                if hear(num_new) > deadline:
                     raise PeerTimeout(f"peer={short(self.peer_id)} sends too slowly")
         except TIMED_OUT as error:
             raise PeerTimeout(f"peer={short(self.peer_id)} stalled in a message") from error
@@ -135,7 +148,7 @@ class Connection:
         while True:
             try:
                 num_bytes = self.socket.recv_into(target)
-                self.ear.heard_s = time.monotonic()
+                self.ear.hear(num_bytes)
                 return num_bytes
             except TIMED_OUT:
                 continue  # an idle lane
@@ -171,6 +184,28 @@ class Connection:
         (least_us,) = struct.unpack_from("=I", info, MIN_RTT_OFFSET)
         (smoothed_us,) = struct.unpack_from("=I", info, SMOOTHED_RTT_OFFSET)
         return float(min(least_us, smoothed_us) or smoothed_us) / 1e6
+
+    def quiet_s(self) -> float:
+        """Seconds since the last segment with bytes came, read or not; infinite if unknown.
+
+        Bytes that arrive behind a lost segment count where this is called all the time, since the
+        kernel tells their number and not their age. Keepalive probes and acknowledgements are none.
+        """
+        info, now = tcp_info(self.socket), time.monotonic()
+        if len(info) < NUM_SEGMENTS_OFFSET + 4:
+            return math.inf
+        (since_ms,) = struct.unpack_from("=I", info, LAST_DATA_RECEIVED_OFFSET)
+        (num_segments,) = struct.unpack_from("=I", info, NUM_SEGMENTS_OFFSET)
+        if num_segments != self._num_segments and now - self._asked < OFTEN_S:
+            self._counted = now
+        self._num_segments, self._asked = num_segments, now
+        return float(min(since_ms / 1e3, now - self._counted))
+
+    def limit(self, num_bytes: int) -> None:
+        """Let about so many bytes be under way at most; 0 for as many as the kernel likes."""
+        option, value = (socket.SO_SNDBUF, num_bytes) if num_bytes else (SO_BUF_LOCK, 0)
+        with contextlib.suppress(OSError):  # not on every system
+            self.socket.setsockopt(socket.SOL_SOCKET, option, value)
 
     def abort(self) -> None:
         """Break it off, from any thread: whoever reads or writes gets StreamClosed."""

@@ -87,7 +87,7 @@ class IncomingLane:
                 self._pipes.add(pipe)
         error: ZoonetError | None = None
         try:
-            self._meter.meets(pipe.connection, pipe.path)
+            self._meter.listens(pipe.connection, pipe.path)
             if not is_late:
                 self._receive_all(pipe)
         except ZoonetError as failure:
@@ -96,6 +96,7 @@ class IncomingLane:
             # The boundary of a thread: a bug of a sink ends its own lane, loudly.
             log.exception("a lane from peer=%s failed", short(self.peer_id))
             error = TransportError(f"peer={short(self.peer_id)} lane failed: {failure!r}")
+        self._meter.forget(pipe.connection)
         pipe.close()
         self._leave(pipe, error)
 

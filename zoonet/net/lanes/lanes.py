@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -36,7 +35,7 @@ from zoonet.net.lanes.places import is_relayed
 from zoonet.net.lanes.station import RoutesOf, Station
 from zoonet.net.scope import Scope
 from zoonet.transport import Transport
-from zoonet.transport.lanes import Lane, LaneEnded, LinkStats, Sink
+from zoonet.transport.lanes import Lane, LaneEnded, LineStats, LinkStats, Sink
 from zoonet.transport.stream_lanes import StreamLanes
 
 
@@ -125,9 +124,12 @@ class HostLanes:
 
     def silent_s(self, peer_id: PeerId) -> float:
         link = self._station.links.get(peer_id)
-        by_lane = time.monotonic() - link.meter.ear.heard_s if link is not None else math.inf
+        by_lane = link.meter.silent_s() if link is not None else math.inf
         return min(by_lane, self._streams.silent_s(peer_id))
 
     def links(self) -> Mapping[PeerId, LinkStats]:
         meters = {peer_id: link.meter for peer_id, link in self._station.links.items()}
         return {peer_id: meter.stats() for peer_id, meter in meters.items() if meter.path}
+
+    def line(self) -> LineStats:
+        return self._station.line.stats()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from zoonet.net.lanes.connection import Connection, Ear, tcp_info
+from zoonet.net.lanes.line import Line
 from zoonet.transport.lanes import LinkStats, Path
 
 SAMPLE_BYTES: Final = 1024 * 1024  # received before a rate is believed
@@ -17,6 +18,7 @@ SAMPLE_S: Final = 0.05  # busy for at least as long: a burst out of a buffer is 
 GAP_S: Final = 0.05  # between two arrivals: the wire may have been busy, and this thread late
 KERNEL_SAMPLE_BYTES: Final = 256 * 1024
 KERNEL_INTERVAL_S: Final = 0.25
+SLACK: Final = 0.2  # a window is not changed for less
 RISE: Final = 0.5  # how much of a sample counts that is above, or below, what was believed:
 FALL: Final = 0.2  # a link is as fast as its best moments, others may have used it in between
 _ACKED_AND_BUSY: Final = ((120, "=Q"), (168, "=Q"))  # in Linux' struct tcp_info: bytes and us
@@ -70,8 +72,10 @@ class Rate:
 class LinkMeter:
     """The figures of one peer. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Line | None = None) -> None:
+        self.line = line
         self._lock = threading.Lock()
+        self._incoming: set[Connection] = set()
         self._by_connection: dict[Connection, float] = {}
         self._kernel_up = 0.0
         self.sent = Rate()  # as far as this process can tell: until the kernel has taken it
@@ -86,6 +90,20 @@ class LinkMeter:
         self.path = path
         self.rtt_s = connection.rtt_s() or self.rtt_s
 
+    def listens(self, connection: Connection, path: Path) -> None:
+        """The same of one that the peer sends over; `forget` it in the end."""
+        self.meets(connection, path)
+        with self._lock:
+            self._incoming.add(connection)
+        if self.line is not None and self.line.leads_to(connection):
+            self.ear.tells = self.line.arrived
+
+    def silent_s(self) -> float:
+        """Seconds since the last byte came from the peer, even if nobody has read it yet."""
+        with self._lock:
+            quiet_s = min((one.quiet_s() for one in self._incoming), default=math.inf)
+        return min(quiet_s, time.monotonic() - self.ear.heard_s)
+
     def sends_at(self, connection: Connection, bytes_per_s: float) -> None:
         """One of the connections to the peer sends at that rate, by the kernel's own account."""
         with self._lock:
@@ -96,6 +114,7 @@ class LinkMeter:
         """The connection is gone."""
         with self._lock:
             self._by_connection.pop(connection, None)
+            self._incoming.discard(connection)
 
     def stats(self) -> LinkStats:
         """The figures now; zero where nothing is known."""
@@ -113,12 +132,22 @@ class KernelProbe:
     def __init__(self, connection: Connection, meter: LinkMeter) -> None:
         self._connection = connection
         self._meter = meter
+        self._line = meter.line
+        self._rtt_s = connection.rtt_s()
+        self._window_bytes = 0
+        if self._line is not None and self._line.leads_to(connection):
+            self._line.begin(connection)
+        else:
+            self._line = None
         self._next = 0.0
         self._acked_bytes = self._busy_us = 0
         self.bytes_per_s = 0.0  # of this connection; 0 while unknown
 
     def look(self) -> None:
-        """Take a sample if it is time for one. Costs a microsecond."""
+        """Take a sample if it is time for one. Costs a microsecond, or one for each connection."""
+        if self._line is not None:
+            self._line.look()
+            self._fit(self._line.window_bytes(self._rtt_s))
         now = time.monotonic()
         if now < self._next:
             return
@@ -136,6 +165,15 @@ class KernelProbe:
             self._meter.rtt_s = self._connection.rtt_s() or self._meter.rtt_s
             self._acked_bytes, self._busy_us = acked_bytes, busy_us
 
+    def _fit(self, window_bytes: int) -> None:
+        """Leave room for the line's other connections, or take what they have left."""
+        low, high = (1 - SLACK) * window_bytes, (1 + SLACK) * window_bytes
+        if not low <= self._window_bytes <= high:
+            self._connection.limit(window_bytes)
+            self._window_bytes = window_bytes
+
     def close(self) -> None:
         """Forget the connection's rate."""
         self._meter.forget(self._connection)
+        if self._line is not None:
+            self._line.end(self._connection)

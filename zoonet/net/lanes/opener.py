@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Final
 
 from zoonet.crypto import PeerId, short
@@ -92,8 +93,9 @@ class Opening:
             return None
         return offer
 
-    def _lane(self, path: Path) -> OutgoingLane:
-        return OutgoingLane(self._peer_id, path, self._on_end, self._station.live.gone)
+    def _lane(self, path: Path, rtt_s: float) -> OutgoingLane:
+        station, num_stripes = self._station, partial(self._station.line.num_stripes, rtt_s)
+        return OutgoingLane(self._peer_id, path, self._on_end, station.live.gone, num_stripes)
 
     async def _by_shm(self, offer: Offer) -> OutgoingLane | None:
         """A lane over shared memory; None where the peer is on another machine."""
@@ -103,7 +105,7 @@ class Opening:
             return None
         self._link.meter.meets(connection, "shm")
         self._link.meter.rtt_s = time.monotonic() - started
-        lane = self._lane("shm")
+        lane = self._lane("shm", rtt_s=0.0)
         self._station.live.start(
             lane, ShmSender(connection, self._station.memory, self._link.meter)
         )
@@ -127,11 +129,14 @@ class Opening:
         """A lane over TLS. Raises TransportError or ProtocolViolation."""
         place, connection = await self._connect_tls(offer)
         self._link.meter.meets(connection, "direct")
-        rtt_s, lane = connection.rtt_s(), self._lane("direct")
+        line, lane = self._station.line, self._lane("direct", connection.rtt_s())
+        is_far, has_room = line.leads_to(connection), line.has_room
+        if is_far:
+            line.carries(lane)
         self._station.live.start(lane, TlsSender(connection, self._link.meter))
         if place is None:
             self._lane_by_dial_back = lane
-        elif rtt_s >= self._config.long_rtt_s:
+        elif is_far and has_room:
             for _ in range(self._config.num_stripes - 1):
                 self._station.scope.spawn(self._add_stripe(lane, place, offer), name="stripe")
         return lane

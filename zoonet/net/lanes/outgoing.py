@@ -14,11 +14,13 @@ from typing import Final, Protocol
 
 from zoonet.crypto import PeerId, short
 from zoonet.errors import StreamClosed, ZoonetError
+from zoonet.net.lanes.config import MAX_STRIPES
 from zoonet.net.lanes.connection import NOT_SENT_BYTES, Connection, Doorbell
 from zoonet.transport.lanes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, LaneEnded, Path
 from zoonet.transport.streams import Buffer
 
 CLOSE_S: Final = 2.0  # for what was posted to leave after a close
+LOOK_S: Final = 0.1  # at the latest, a connection that must not send looks whether it may
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +66,8 @@ class OutgoingLane:
 
     Each takes the next message when it has sent the last one, so that faster ones carry more. The
     last messages are left to the fast ones: a slow connection does not take what all faster
-    ones together would have sent before it is done.
+    ones together would have sent before it is done. No more than the first `num_stripes()` send,
+    so that lanes that share a line do not crowd it.
     """
 
     def __init__(
@@ -73,11 +76,13 @@ class OutgoingLane:
         path: Path,
         on_end: LaneEnded,
         on_gone: Callable[[OutgoingLane], None],
+        num_stripes: Callable[[], int] = lambda: MAX_STRIPES,
     ) -> None:
         self.path = path
         self._peer_id = peer_id
         self._on_end = on_end
         self._on_gone = on_gone
+        self._num_stripes = num_stripes
         self._lock = threading.Lock()
         self._queue: deque[tuple[bytes, memoryview]] = deque()
         self._unsent_bytes = 0
@@ -123,9 +128,10 @@ class OutgoingLane:
             self._queue.append((header, view))
             self._unsent_bytes += len(view)
             if self._idle:
-                fastest = max(self._idle, key=lambda hand: hand.pipe.bytes_per_s)
-                self._idle.remove(fastest)
-                fastest.bell.ring()
+                sending = self._sending()
+                best = max(self._idle, key=lambda hand: (hand in sending, hand.pipe.bytes_per_s))
+                self._idle.remove(best)
+                best.bell.ring()
 
     def drop(self) -> None:
         with self._lock:
@@ -192,15 +198,25 @@ class OutgoingLane:
             else:
                 self._left(self._sleep(hand, rest_s or None))
 
+    def _sending(self) -> list[_Hand]:
+        """Those that may send now. The same ones each time, so that these stay warm."""
+        return self._hands if len(self._hands) < 2 else self._hands[: self._num_stripes()]
+
     def _rest_s(self, hand: _Hand) -> float:
         """How long a connection leaves what waits to faster ones; 0 where it takes the next one.
 
         Once the others have had the time that they seemed to need, it helps whatever they do.
         """
+        if not self._queue:
+            hand.rests_until = 0.0
+            return 0.0
+        sending = self._sending()
+        if hand not in sending:
+            return LOOK_S
         own = hand.pipe.bytes_per_s
-        rates = [other.pipe.bytes_per_s for other in self._hands]
+        rates = [other.pipe.bytes_per_s for other in sending]
         faster = [rate for rate in rates if rate > own]  # slower ones rest, too
-        if not self._queue or not own or not faster:
+        if not own or not faster:
             hand.rests_until = 0.0
             return 0.0
         now = time.monotonic()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from zoonet.clock import Clock
@@ -16,6 +16,7 @@ from zoonet.net.lanes.certificates import Credentials, make_credentials
 from zoonet.net.lanes.config import LanesConfig
 from zoonet.net.lanes.door import Door
 from zoonet.net.lanes.incoming import News
+from zoonet.net.lanes.line import Line
 from zoonet.net.lanes.links import LinkMeter
 from zoonet.net.lanes.live import LiveLanes
 from zoonet.net.lanes.memory import SharedMemory
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 class Link:
     """What is known of the way to one peer."""
 
-    meter: LinkMeter = field(default_factory=LinkMeter)
+    meter: LinkMeter
     has_failed: bool = False  # no better path than a stream was found
     _again_at: float = 0.0  # loop time
 
@@ -66,6 +67,7 @@ class Station:
         self.door = Door(config, self.book)
         self.live = LiveLanes(config)
         self.news = News()
+        self.line = Line(config)
         self.links: OrderedDict[PeerId, Link] = OrderedDict()
         self._routes_of = routes_of
         self._credentials: Credentials | None = None
@@ -79,7 +81,9 @@ class Station:
 
     def link(self, peer_id: PeerId) -> Link:
         """What is known of the way to a peer."""
-        link = self.links.setdefault(peer_id, Link())
+        link = self.links.get(peer_id)
+        if link is None:
+            link = self.links[peer_id] = Link(LinkMeter(self.line))
         self.links.move_to_end(peer_id)
         if len(self.links) > MAX_KNOWN_LINKS:
             # Strangers who only ask come and go; a peer whose bytes come must not seem silent.

@@ -55,6 +55,7 @@ class TlsSender:
         try:
             write(head + payload[:num_joined])
             for start in range(num_joined, num_bytes, PIECE_BYTES):
+                self._probe.look()
                 write(payload[start : start + PIECE_BYTES])
         finally:
             self._meter.sent.end(num_bytes)
