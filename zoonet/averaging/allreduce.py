@@ -9,6 +9,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -19,7 +20,7 @@ from zoonet.averaging.lateness import Lateness
 from zoonet.averaging.links import LinkBook, PeerLinks
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.outlets import Outlets
-from zoonet.averaging.payload import Payload, make_payload
+from zoonet.averaging.payload import Payload, leave_out, make_payload
 from zoonet.averaging.plan import chunk_values, num_chunks
 from zoonet.averaging.reduction import Reduction
 from zoonet.averaging.unheard import RoundKeys
@@ -54,8 +55,8 @@ class Averager(Protocol):
     async def commit(self, contribution_P: Vector) -> bytes:
         """Take what this peer will contribute (P,), and return the digest that names it.
 
-        The vector must not change until the next call. Raises WorkLost where the job's codec
-        cannot encode it.
+        The vector must not change until the next call. What still lies here of the round before
+        is let go, but for its mean. Raises WorkLost where the job's codec cannot encode it.
         """
         ...
 
@@ -100,6 +101,8 @@ class TreeAllReduce:
         self._buffers = Buffers(num_parameters)
         self._payload: Payload | None = None
         self._feedback_P: Vector | None = None  # what this peer's payloads have left out
+        self._feedback_lock = asyncio.Lock()
+        self._counted: list[Payload] = []  # that count, and that the feedback lacks yet
         self._round_keys = RoundKeys()
         self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
         self._lateness = Lateness()
@@ -137,15 +140,17 @@ class TreeAllReduce:
 
     async def commit(self, contribution_P: Vector) -> bytes:
         """See `Averager.commit`."""
-        try:
-            self._payload = payload = await _compute(
-                contribution_P.nbytes,
-                lambda: make_payload(
-                    contribution_P, self._wire.codec, self._feedback_P, shared=self._shared_buffer()
-                ),
-            )
-        except ValueError as error:
-            raise WorkLost(f"this round's work cannot be encoded: {error}") from error
+        self._retire()
+        await self._leave_out()
+        async with self._feedback_lock:
+            codec, feedback_P, shared = self._wire.codec, self._feedback_P, self._shared_buffer()
+            try:
+                self._payload = payload = await _compute(
+                    contribution_P.nbytes,
+                    lambda: make_payload(contribution_P, codec, feedback_P, shared=shared),
+                )
+            except ValueError as error:
+                raise WorkLost(f"this round's work cannot be encoded: {error}") from error
         return payload.root
 
     # --- one attempt --------------------------------------------------------------------------
@@ -153,8 +158,23 @@ class TreeAllReduce:
     def settle(self, *, is_certified: bool, is_merged: bool) -> None:
         """See `Averager.settle`."""
         self._wire.settle(is_certified=is_certified)
-        if is_merged and self._payload is not None:
-            self._feedback_P = self._payload.feedback_P
+        payload = self._payload
+        if not is_certified or payload is None:
+            return
+        self._payload = None
+        if self._reduction is not None:
+            self._reduction.release_payload()
+        if is_merged and payload.values_P is not None:
+            self._counted.append(payload)
+            self._spawn(self._leave_out())
+
+    async def _leave_out(self) -> None:
+        """Take note of what payloads that count have left out, before the next one is made."""
+        async with self._feedback_lock:
+            while self._counted:
+                payload = self._counted.pop(0)
+                work = partial(leave_out, payload, self._wire.codec, self._feedback_P)
+                self._feedback_P = await _compute(4 * self._num_parameters, work)
 
     async def slice_digests(self, number: int) -> tuple[bytes, ...]:
         """See `Averager.slice_digests`."""
@@ -187,11 +207,8 @@ class TreeAllReduce:
         reduction = self._reduction
         if reduction is not None and reduction.round_key == attempt.round_key():
             return reduction
-        if reduction is not None:
-            if reduction.retire():
-                self._mean_P = None  # chunks of a round that was given up may still land there
-            with self._lock:
-                self._round_keys.end(reduction.round_key, reduction.peers)
+        self._retire()
+        self._wire.settle(is_certified=False)  # a round that was certified is settled already
         payload = self._payload if self._contributes(attempt) else None
         reduction = Reduction(
             attempt,
@@ -208,6 +225,17 @@ class TreeAllReduce:
             self._round_keys.begin(reduction.round_key, reduction.peers)
         self._reduction = reduction
         return reduction
+
+    def _retire(self) -> None:
+        """Let go of the last round, but for its mean."""
+        reduction = self._reduction
+        if reduction is None:
+            return
+        if reduction.retire():
+            self._mean_P = None  # chunks of a round that was given up may still land there
+        with self._lock:
+            self._round_keys.end(reduction.round_key, reduction.peers)
+        self._reduction = None
 
     def _contributes(self, attempt: Attempt) -> bool:
         return self._payload is not None and self._payload.root in attempt.roots

@@ -10,7 +10,8 @@ from typing import Final
 import numpy as np
 
 from zoonet.averaging.chunks import Header, Kind
-from zoonet.averaging.plan import chunk_bounds, chunk_values
+from zoonet.averaging.payload import room_for
+from zoonet.averaging.plan import chunk_bounds, chunk_values, num_chunks
 from zoonet.averaging.wire import Wire
 from zoonet.exact import Vector
 
@@ -61,6 +62,9 @@ class Landing:
         self._buffers = buffers
         self._under_way: dict[Key, memoryview] = {}
         self._spilled: set[int] = set()  # chunks whose mean lies outside mean_P
+        # the mean as it is sent, where that is not the mean itself: in one piece, not in the heap
+        self._raw = None if wire.is_exact else room_for(wire.codec, mean_P.size)
+        self._has_raw: set[int] = set()  # chunks whose place in it has been given out
         self._nowhere = memoryview(bytearray(wire.max_bytes(chunk_values(mean_P.size))))
 
     @property
@@ -72,6 +76,12 @@ class Landing:
     def is_writing(self) -> bool:
         """Something that has begun may still write, perhaps into the mean."""
         return bool(self._under_way or self._spilled)
+
+    def retire(self) -> None:
+        """The round is over: what still comes lands anywhere else."""
+        if self._raw is not None:
+            self._raw = memoryview(b"")
+            self._has_raw.update(range(num_chunks(self._mean_P.size)))
 
     def nowhere(self, num_bytes: int) -> memoryview:
         """A place where nobody looks."""
@@ -85,10 +95,10 @@ class Landing:
         key = (sender, header.kind, header.chunk)
         if key in self._under_way:
             return None
-        if header.kind == Kind.COMMITMENT or not self._wire.is_exact:
+        if header.kind == Kind.MEAN:
+            place = self.raw_target(header.chunk)[:num_bytes]
+        elif header.kind == Kind.COMMITMENT or not self._wire.is_exact:
             place = memoryview(bytearray(num_bytes))
-        elif header.kind == Kind.MEAN:
-            place = self.mean_target(header.chunk).view(np.uint8).data
         else:
             place = self._buffers.take(num_bytes // 4).view(np.uint8).data
         self._under_way[key] = place
@@ -110,10 +120,25 @@ class Landing:
             del self._under_way[key]
 
     def mean_target(self, number: int) -> Vector:
-        """The chunk's place in the mean, unless somebody else may be writing there."""
+        """The chunk's place in the mean of an exact codec.
+
+        Elsewhere, where somebody else may be writing there.
+        """
         start, stop = chunk_bounds(self._mean_P.size, number)
         is_taken = any(kind == Kind.MEAN and at == number for _, kind, at in self._under_way)
         if is_taken or number in self._spilled:
             self._spilled.add(number)
             return np.empty(stop - start, np.float32)
         return self._mean_P[start:stop]
+
+    def raw_target(self, number: int) -> memoryview:
+        """Where a chunk of the mean goes as it is sent; with a lossy codec no place goes twice."""
+        if self._raw is None:
+            return self.mean_target(number).view(np.uint8).data
+        start, stop = chunk_bounds(self._mean_P.size, number)
+        num_bytes = self._wire.max_bytes(stop - start)
+        if number in self._has_raw:
+            return memoryview(bytearray(num_bytes))
+        self._has_raw.add(number)
+        at = number * self._wire.max_bytes(chunk_values(self._mean_P.size))
+        return self._raw[at : at + num_bytes]

@@ -33,10 +33,10 @@ from zoonet.averaging.plan import (
     members_by_index,
 )
 from zoonet.averaging.roles import Role, partners_of, roles_in
-from zoonet.averaging.wire import Wire, is_finite
+from zoonet.averaging.wire import Values, Wire, is_finite
 from zoonet.crypto import PeerId
 from zoonet.errors import InvalidPart, ProtocolViolation
-from zoonet.exact import Vector, weighted_mean
+from zoonet.exact import Vector
 from zoonet.ranges import count
 from zoonet.transport import Buffer
 
@@ -48,10 +48,18 @@ Post = Callable[[PeerId, bytes, Buffer], None]
 
 @dataclass(slots=True)
 class _Part:
-    """A chunk of a contribution, or of a site's mean, and who is in it."""
+    """A chunk of a contribution, or of a site's mean, and who is in it.
 
-    values_N: Vector
+    As it was sent, where that is smaller: many may wait for one slow peer.
+    """
+
+    values: Values
     bits: int
+
+    @property
+    def is_finite(self) -> bool:
+        """No codec decodes to anything else."""
+        return isinstance(self.values, memoryview) or is_finite(self.values)
 
 
 @dataclass(slots=True)
@@ -70,6 +78,12 @@ class _Chunk:
     mean_bits: int = 0
     posted_down: set[int] = field(default_factory=set)
 
+    def let_go(self) -> None:
+        """Hold none of what has come any more."""
+        self.parts.clear()
+        self.sum, self.mean_N = None, None
+        self.sum_raw = self.mean_raw = memoryview(b"")
+
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
@@ -84,7 +98,7 @@ class Awaited:
 
 def _is_rounded_up(parts: Sequence[_Part], out_N: Vector) -> bool:
     """Whether finite values alone made an infinite mean, by rounding; it is the largest then."""
-    if not all(is_finite(part.values_N) for part in parts):
+    if not all(part.is_finite for part in parts):
         return False
     np.clip(out_N, -_LARGEST, _LARGEST, out=out_N)
     return True
@@ -175,18 +189,28 @@ class Reduction:
             self._committed_to |= owners
 
     def retire(self) -> bool:
-        """The round is over: nothing more begins.
+        """The round is over: nothing more begins or is handed out, and all but the mean is let go.
 
         Tells whether what has begun may still write into the mean's buffer, which is lost then.
         """
         with self._lock:
             self._is_over = True
+            self._payload = None
+            self._landing.retire()
+            for chunk in self._chunks:
+                chunk.let_go()
             return self._landing.is_writing or any(chunk.is_busy for chunk in self._chunks)
 
     @property
     def is_complete(self) -> bool:
         """The whole mean is here."""
         return self._num_left == 0
+
+    def release_payload(self) -> None:
+        """The round is certified: where all is here, this peer's part is not asked for again."""
+        with self._lock:
+            if self.is_complete:
+                self._payload = None
 
     def assembled(self) -> Vector:
         """Return the mean (P,). It stays as it is until the buffer is used for another round."""
@@ -328,9 +352,9 @@ class Reduction:
             return  # it went where nobody looks
         try:
             self._check(sender, header, landed)
-            values_N = self._values_in(sender, header, landed)
+            values = self._values_in(sender, header, landed)
             with self._lock:
-                self._keep(sender, header, landed, values_N)
+                self._keep(sender, header, landed, values)
         except InvalidPart:
             self._refuse(sender)
             raise
@@ -351,41 +375,46 @@ class Reduction:
             if blake3(landed).digest() != expected:
                 raise InvalidPart(peer, "a chunk that is not what it has committed to")
 
-    def _values_in(self, sender: int, header: Header, landed: memoryview) -> Vector:
-        """What a payload says. Raises InvalidPart."""
+    def _values_in(self, sender: int, header: Header, landed: memoryview) -> Values:
+        """What a payload says: a mean's values, others as they are sent. Raises InvalidPart."""
         if header.kind == Kind.COMMITMENT:
-            return np.empty(0, np.float32)
+            return landed
         if self._wire.is_exact:
             values_N = np.frombuffer(landed, np.float32)
             # A part that is not finite shows in the sum.
             if header.kind != Kind.PART and not is_finite(values_N):
                 raise InvalidPart(self.peers[sender], "non-finite values")
             return values_N
-        start, stop = chunk_bounds(self._mean_P.size, header.chunk)
-        with self._lock:
-            values_N = self._buffers.take(stop - start)
+        values_N = self._buffers.take(self._size_of(header.chunk))
         try:
             self._wire.codec.decode(landed, values_N)
         except ValueError as error:
+            self._buffers.give_back(values_N)
             raise InvalidPart(self.peers[sender], f"a malformed payload: {error}") from error
-        return values_N
+        if header.kind == Kind.MEAN:
+            return values_N
+        self._buffers.give_back(values_N)  # decoded once more where it is added up
+        return landed
 
     def _refuse(self, sender: int) -> None:
         with self._lock:
             self.refused.add(self.peers[sender])
         self._changed()
 
-    def _keep(self, sender: int, header: Header, landed: memoryview, values_N: Vector) -> None:
+    def _keep(self, sender: int, header: Header, landed: memoryview, values: Values) -> None:
         if header.kind == Kind.COMMITMENT:
             self._commitments[sender] = bytes(landed)
             return
         chunk = self._chunks[header.chunk]
         if header.kind == Kind.MEAN:
+            assert not isinstance(values, memoryview)
             if not self._has_mean(chunk) and self._would_hold(chunk, header):
-                self._take_mean(header.chunk, chunk, values_N, landed, header.maker, header.bits)
+                self._take_mean(header.chunk, chunk, values, landed, header.maker, header.bits)
+            if not self._wire.is_exact:
+                self._buffers.give_back(values)
             return
         bits = 1 << sender if header.kind == Kind.PART else self._known_bits(sender, header.bits)
-        chunk.parts[sender] = _Part(values_N, bits)
+        chunk.parts[sender] = _Part(values, bits)
 
     def _known_bits(self, sender: int, bits: int) -> int:
         """What a site's owner says is in its sum: all its contributors, and nobody unheard of."""
@@ -420,25 +449,54 @@ class Reduction:
                     return
                 chunk.is_busy = True
                 is_root = chunk.role.parent is None
-                start, stop = chunk_bounds(self._mean_P.size, number)
-                is_in_place = is_root and self._wire.is_exact
-                fresh = np.empty(0 if is_in_place else stop - start, np.float32)
-                out_N = self._landing.mean_target(number) if is_in_place else fresh
+                out_N = self._place_of_result(number, is_root)
+                is_raw_kept = is_root and not self._wire.is_exact
+                room = self._landing.raw_target(number) if is_raw_kept else None
                 weights = [self._weight_of(part.bits) for part in parts]
-            with np.errstate(over="ignore", invalid="ignore"):
-                weighted_mean([part.values_N for part in parts], weights, out=out_N)
-            is_sound = is_finite(out_N) or _is_rounded_up(parts, out_N)
-            raw = self._wire.encode(is_root, number, out_N) if is_sound else memoryview(b"")
+            raw = self._add_up(number, is_root, parts, weights, out_N, room)
             with self._lock:
                 chunk.is_busy = False
-                if not is_sound:
+                if raw is None:
                     guilty = self._drop_non_finite(chunk)
                 elif (chunk.role.parent is None) == is_root:
                     self._keep_result(number, chunk, parts, out_N, raw)
-            if not is_sound:
+                if not self._wire.is_exact:
+                    self._buffers.give_back(out_N)
+            if raw is None:
                 for source in guilty:
                     self._refuse(source)
                 return
+
+    def _place_of_result(self, number: int, is_root: bool) -> Vector:
+        """Where a chunk is added up: for good, unless it is encoded."""
+        if not self._wire.is_exact:
+            return self._buffers.take(self._size_of(number))
+        if is_root:
+            return self._landing.mean_target(number)
+        return np.empty(self._size_of(number), np.float32)
+
+    def _add_up(
+        self,
+        number: int,
+        is_root: bool,
+        parts: Sequence[_Part],
+        weights: Sequence[int],
+        out_N: Vector,
+        room: memoryview | None,
+    ) -> memoryview | None:
+        """Add up a chunk; return it as it is sent, or None where some part is not finite."""
+        values = [part.values for part in parts]
+        if len(values) == 1 and isinstance(values[0], memoryview):
+            if is_root:
+                self._wire.codec.decode(values[0], out_N)
+            return values[0]  # as it came: nothing more is lost where nothing is added
+        scratch_N = self._buffers.take(0 if self._wire.is_exact else out_N.size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._wire.add_up(values, weights, out_N, scratch_N)
+        self._buffers.give_back(scratch_N)
+        if not (is_finite(out_N) or _is_rounded_up(parts, out_N)):
+            return None
+        return self._wire.encode(is_root, number, out_N, room)
 
     def _keep_result(
         self, number: int, chunk: _Chunk, parts: Sequence[_Part], out_N: Vector, raw: memoryview
@@ -447,16 +505,16 @@ class Reduction:
         for part in parts:
             bits |= part.bits
         for source, part in chunk.parts.items():
-            if source != self._me:
-                self._buffers.give_back(part.values_N)
+            if source != self._me and not isinstance(part.values, memoryview):
+                self._buffers.give_back(part.values)
         chunk.parts.clear()
         if chunk.role.parent is None:
             self._take_mean(number, chunk, out_N, raw, self._me, bits)
         else:
-            chunk.sum, chunk.sum_raw = _Part(out_N, bits), raw
+            chunk.sum, chunk.sum_raw = _Part(out_N if self._wire.is_exact else raw, bits), raw
 
     def _drop_non_finite(self, chunk: _Chunk) -> list[int]:
-        guilty = [source for source, part in chunk.parts.items() if not is_finite(part.values_N)]
+        guilty = [source for source, part in chunk.parts.items() if not part.is_finite]
         for source in guilty:
             del chunk.parts[source]
         return guilty
@@ -505,8 +563,9 @@ class Reduction:
     def _take_own_part(self, number: int, chunk: _Chunk, payload: Payload) -> None:
         """This peer's own chunk counts as the others get it."""
         if self._me not in chunk.parts:
-            own_N = self._wire.decoded(payload.chunks[number], self._size_of(number))
-            chunk.parts[self._me] = _Part(own_N, 1 << self._me)
+            raw = payload.chunks[number]
+            own = np.frombuffer(raw, np.float32) if self._wire.is_exact else raw
+            chunk.parts[self._me] = _Part(own, 1 << self._me)
 
     def _size_of(self, number: int) -> int:
         start, stop = chunk_bounds(self._mean_P.size, number)
@@ -515,6 +574,8 @@ class Reduction:
     def _pass_on(self, number: int, chunk: _Chunk) -> None:
         """Post what this peer has of a chunk to those who lack it."""
         role = chunk.role
+        if self._is_over:
+            return
         if role.parent is not None and chunk.posted_up != role.parent and not self._has_mean(chunk):
             self._post_up(number, chunk, role.parent)
         if self._has_mean(chunk):

@@ -6,30 +6,34 @@ N = values of one chunk
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
-from zoonet.codecs import Codec, encode_with_feedback
+from zoonet.codecs import Codec, encode_into_feedback
 from zoonet.crypto import PeerId
 from zoonet.errors import InvalidPart
-from zoonet.exact import Vector
+from zoonet.exact import Vector, require_exact_arithmetic, weighted_mean
 
+Values = Vector | memoryview  # of a chunk: themselves, or as they are sent
 Key = tuple[bool, int]  # of a mean rather than a site's sum; number of the chunk
 
 
 class Wire:
     """A job's codec, with the error feedback of the chunks that this peer adds up.
 
-    Feedback belongs to a chunk and to what this peer is for it, root or owner of a site. What is
-    made in a round counts once the round is certified; who was nothing for a chunk in that round
-    forgets its feedback. Thread safe, as long as each chunk is encoded by one thread at a time.
+    Feedback belongs to a chunk and to what this peer is for it, root or owner of a site. Who was
+    nothing for a chunk in a certified round forgets its feedback, and so does who encoded it in a
+    round that was given up: the next one has another plan, and to be able to go back would take
+    twice the memory. Thread safe, as long as each chunk is encoded by one thread at a time.
     """
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self._lock = threading.Lock()
         self._feedback: dict[Key, Vector] = {}
-        self._next: dict[Key, Vector] = {}
+        self._made: set[Key] = set()  # whose feedback is of the round under way
+        self._num_settled = 0
 
     @property
     def is_exact(self) -> bool:
@@ -47,41 +51,79 @@ class Wire:
         if not 0 < num_bytes <= self.codec.max_bytes(num_values):
             raise InvalidPart(peer_id, f"{num_bytes} bytes of {num_values} values")
 
-    def encode(self, is_mean: bool, number: int, values_N: Vector) -> memoryview:
-        """Encode what was added up. `values_N` becomes what others will decode."""
+    def encode(
+        self, is_mean: bool, number: int, values_N: Vector, out: memoryview | None = None
+    ) -> memoryview:
+        """Encode what was added up, into `out` (`max_bytes`) where that is given.
+
+        `values_N` becomes what others will decode.
+        """
         if self.is_exact:
             return values_N.view(np.uint8).data
-        with self._lock:
-            before_N = self._feedback.get((is_mean, number))
-        left_N = np.zeros_like(values_N) if before_N is None else before_N.copy()
-        out = memoryview(bytearray(self.codec.max_bytes(values_N.size)))
+        left_N, began = self._take_feedback((is_mean, number), values_N.size)
+        if out is None:
+            out = memoryview(bytearray(self.codec.max_bytes(values_N.size)))
         try:
-            num_bytes = encode_with_feedback(self.codec, values_N, left_N, out)
+            num_bytes = encode_into_feedback(self.codec, values_N, left_N, out)
         except ValueError:  # with what was left out before, or by rounding, too large to be said
             limit = np.float32(self.codec.max_magnitude)
             np.clip(values_N, -limit, limit, out=values_N)
             left_N[:] = 0
-            num_bytes = encode_with_feedback(self.codec, values_N, left_N, out)
+            num_bytes = encode_into_feedback(self.codec, values_N, left_N, out)
         raw = out[:num_bytes]
         with self._lock:
-            self._next[is_mean, number] = left_N
+            if self._num_settled == began:
+                self._feedback[is_mean, number] = left_N
+                self._made.add((is_mean, number))
         self.codec.decode(raw, values_N)
         return raw
 
-    def decoded(self, raw: memoryview, num_values: int) -> Vector:
-        """The values of an own payload (N,)."""
-        if self.is_exact:
-            return np.frombuffer(raw, np.float32)
-        values_N = np.empty(num_values, np.float32)
-        self.codec.decode(raw, values_N)
-        return values_N
+    def _take_feedback(self, key: Key, num_values: int) -> tuple[Vector, int]:
+        """A chunk's feedback, to be changed in place, and the round it is of."""
+        with self._lock:
+            left_N = self._feedback.pop(key, None)
+            began = self._num_settled
+            is_of_before = key not in self._made
+        if left_N is None or not is_of_before:
+            left_N = np.zeros(num_values, np.float32)
+        return left_N, began
+
+    def add_up(
+        self, parts: Sequence[Values], weights: Sequence[int], out_N: Vector, scratch_N: Vector
+    ) -> None:
+        """Write the mean of parts, by weight and in this order: the bits of `weighted_mean`.
+
+        Encoded ones are decoded one after the other, so that all of them need but one scratch.
+        """
+        vectors = [part for part in parts if not isinstance(part, memoryview)]
+        if len(vectors) == len(parts):
+            weighted_mean(vectors, weights, out=out_N)
+            return
+        require_exact_arithmetic()
+        total = sum(weights)
+        for at, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            product_N = scratch_N if at else out_N
+            self._write_values(part, product_N)
+            np.multiply(product_N, np.float32(weight / total), out=product_N)
+            if at:
+                np.add(out_N, product_N, out=out_N)
+
+    def _write_values(self, part: Values, out_N: Vector) -> None:
+        if isinstance(part, memoryview):
+            self.codec.decode(part, out_N)
+        else:
+            np.copyto(out_N, part)
 
     def settle(self, *, is_certified: bool) -> None:
-        """The round is over: what its encoding left out is sent next time, or it never happened."""
+        """The round is over: what its encoding left out is sent next time, or it is forgotten."""
         with self._lock:
-            if is_certified:
-                self._feedback = self._next
-            self._next = {}
+            is_kept = self._made.__contains__ if is_certified else self._is_untouched
+            self._feedback = {key: left for key, left in self._feedback.items() if is_kept(key)}
+            self._made.clear()
+            self._num_settled += 1
+
+    def _is_untouched(self, key: Key) -> bool:
+        return key not in self._made
 
 
 def is_finite(values_N: Vector) -> bool:

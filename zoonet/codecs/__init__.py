@@ -5,7 +5,16 @@ fp32, fp16 and bf16 need numpy alone. int8, e3m0 and topk2 are compiled at their
 """
 
 from zoonet.codecs.base import MAX_MAGNITUDE, Buffer, Codec
-from zoonet.codecs.feedback import encode_with_feedback
+from zoonet.codecs.feedback import encode_into_feedback, encode_with_feedback, note_sent
 from zoonet.codecs.registry import NAMES, codec
 
-__all__ = ["MAX_MAGNITUDE", "NAMES", "Buffer", "Codec", "codec", "encode_with_feedback"]
+__all__ = [
+    "MAX_MAGNITUDE",
+    "NAMES",
+    "Buffer",
+    "Codec",
+    "codec",
+    "encode_into_feedback",
+    "encode_with_feedback",
+    "note_sent",
+]

@@ -1,0 +1,122 @@
+"""What a contributor's payload leaves out: the same bits as ever, in one vector instead of two."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from msgspec import structs
+
+from tests.averaging.forest import Forest
+from zoonet.averaging.payload import leave_out, make_payload
+from zoonet.averaging.plan import chunk_bounds, num_chunks
+from zoonet.averaging.wire import Wire
+from zoonet.codecs import NAMES, codec, encode_with_feedback
+from zoonet.exact import Vector
+
+LOSSY = [name for name in NAMES if name != "fp32"]
+SIZE = 40_000
+LARGE = 1 << 20  # values: 4 MiB
+
+
+def values(seed: int, size: int = SIZE) -> np.ndarray:
+    found = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    found[::97] = -0.0
+    return found
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_what_a_payload_leaves_out_has_the_bits_of_encoding_with_feedback(name: str) -> None:
+    """Also from round to round, and with the same payload."""
+    expected_P = np.zeros(SIZE, np.float32)
+    feedback_P: Vector | None = None
+    for seed in range(3):
+        delta_P = values(seed)
+        payload = make_payload(delta_P, codec(name), feedback_P)
+        for number in range(num_chunks(SIZE)):
+            start, stop = chunk_bounds(SIZE, number)
+            out = memoryview(bytearray(codec(name).max_bytes(stop - start)))
+            length = encode_with_feedback(
+                codec(name), delta_P[start:stop], expected_P[start:stop], out
+            )
+            assert payload.chunks[number] == out[:length]
+        before_P = feedback_P
+        feedback_P = leave_out(payload, codec(name), before_P)
+        assert feedback_P is not None and feedback_P.tobytes() == expected_P.tobytes()
+        assert seed == 0 or feedback_P is before_P  # there is no second vector
+
+
+def test_an_exact_payload_leaves_nothing_out() -> None:
+    assert leave_out(make_payload(values(0), codec("fp32")), codec("fp32"), None) is None
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_feedback_of_means_has_the_bits_of_encoding_with_feedback(name: str) -> None:
+    wire = Wire(codec(name))
+    left_N = np.zeros(SIZE, np.float32)
+    for seed in range(3):
+        sum_N = values(seed)
+        out = memoryview(bytearray(codec(name).max_bytes(SIZE)))
+        length = encode_with_feedback(codec(name), sum_N, left_N, out)
+        assert wire.encode(True, 0, sum_N) == out[:length]
+        wire.settle(is_certified=True)
+
+
+def test_feedback_of_a_mean_that_was_given_up_is_forgotten_and_that_of_others_is_not() -> None:
+    wire = Wire(codec("int8"))
+    fresh = bytes(Wire(codec("int8")).encode(True, 0, values(1)))
+    for number in (0, 1):
+        wire.encode(True, number, values(0))
+    wire.settle(is_certified=True)
+    wire.encode(True, 0, values(0))
+    wire.settle(is_certified=False)
+    assert wire.encode(True, 0, values(1)) == fresh
+    assert wire.encode(True, 1, values(1)) != fresh
+
+
+def test_feedback_of_a_mean_that_this_peer_did_not_make_in_a_certified_round_is_forgotten() -> None:
+    wire = Wire(codec("int8"))
+    fresh = bytes(Wire(codec("int8")).encode(True, 0, values(1)))
+    wire.encode(True, 0, values(0))
+    wire.settle(is_certified=True)
+    wire.settle(is_certified=True)
+    assert wire.encode(True, 0, values(1)) == fresh
+
+
+def test_encoded_parts_add_up_to_the_bits_of_their_weighted_mean() -> None:
+    wire = Wire(codec("int8"))
+    raws = []
+    for seed in range(3):
+        out = memoryview(bytearray(wire.max_bytes(SIZE)))
+        raws.append(out[: wire.codec.encode(values(seed), out)])
+    decoded = [np.empty(SIZE, np.float32) for _ in raws]
+    for raw, decoded_N in zip(raws, decoded, strict=True):
+        wire.codec.decode(raw, decoded_N)
+    sums = [np.empty(SIZE, np.float32) for _ in range(3)]
+    scratch_N = np.empty(SIZE, np.float32)
+    wire.add_up(decoded, [3, 1, 2], sums[0], scratch_N)
+    wire.add_up(raws, [3, 1, 2], sums[1], scratch_N)
+    wire.add_up([decoded[0], *raws[1:]], [3, 1, 2], sums[2], scratch_N)
+    assert len({sum_N.tobytes() for sum_N in sums}) == 1
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(("name", "num_copies"), [("fp32", 0.0), ("fp16", 2.0), ("int8", 1.5)])
+async def test_an_averager_alone_holds_its_feedback_and_what_is_sent(
+    name: str, num_copies: float
+) -> None:
+    """Beside contribution and mean, at the peak of rounds; there were two more."""
+    forest = Forest(("ada",), size=LARGE, codec=name)
+    await forest.serve()
+    ada = forest.reducers["ada"]
+    tracemalloc.start()  # the contribution and its first payload are older
+    for index in range(3):
+        root = await ada.commit(forest.vectors["ada"])
+        await ada.average(structs.replace(forest.attempt, index=index, roots=(root,)))
+        ada.settle(is_certified=True, is_merged=True)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    await forest.close()
+    found = peak_bytes / (4 * LARGE) - 1
+    assert num_copies - 0.1 < found < num_copies + 0.2, found
