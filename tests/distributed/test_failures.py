@@ -12,6 +12,7 @@ from tests.contracts.networks import identity_of
 from tests.distributed.worlds import MemoryWorld, names, peer_ids
 from zoonet.crypto import PeerId, short
 from zoonet.distributed import Exchange, ExchangeConfig, Group
+from zoonet.distributed.wire import CREDIT_BYTES, EARLY_BYTES
 from zoonet.errors import ConfigError, GroupFailed, PeerTimeout, ProtocolViolation
 from zoonet.testing import FaultPlan, MemorySwarm, run
 from zoonet.transport import StreamLanes
@@ -160,24 +161,48 @@ def test_a_cancelled_operation_ends_the_group_for_all() -> None:
     MemoryWorld().run(2, story)
 
 
-def test_messages_wait_at_the_sender_until_the_receiver_has_a_place() -> None:
+def test_beyond_its_credit_what_is_sent_waits_at_the_sender_for_its_receive() -> None:
+    num_sends, size = 2 * CREDIT_BYTES // EARLY_BYTES, EARLY_BYTES // 4
+
     async def story(group: Group) -> None:
         if group.rank == 0:
-            works = [asyncio.create_task(group.send(torch.ones(1000) * n, 1)) for n in range(50)]
-            done, _ = await asyncio.wait(works, timeout=5)
-            assert not done
-            await group.send(torch.ones(3), 1, tag=7)  # does not wait for the others
-            await asyncio.gather(*works)
+            values = [torch.full((size,), float(number)) for number in range(num_sends)]
+            works = [asyncio.create_task(group.send(each, 1)) for each in values]
+            done, waiting = await asyncio.wait(works, timeout=5)
+            assert len(done) == len(waiting) == num_sends // 2
+            await group.send(torch.ones(3), 1, tag=7)  # no lane is blocked by the others
+            await asyncio.wait(works)
+            await group.send(values[0], 1)  # the credit has been given back
             return
-        early = torch.empty(3)
         await asyncio.sleep(8)
-        await group.receive(early, 0, tag=7)
-        for number in range(50):
-            place = torch.empty(1000)
+        await group.receive(torch.empty(3), 0, tag=7)
+        place = torch.empty(size)
+        for number in range(num_sends):
             await group.receive(place, 0)
-            assert place[0] == number
+            assert place[0] == place[-1] == number
+        await asyncio.sleep(8)
+        await group.receive(place, 0)
 
     MemoryWorld().run(2, story)
+
+
+@pytest.mark.parametrize(("size", "round_trips"), [(1000, 0), (EARLY_BYTES, 1)])
+def test_a_small_tensor_that_was_sent_before_it_is_asked_for_is_there_at_once(
+    size: int, round_trips: int
+) -> None:
+    world = MemoryWorld(faults=FaultPlan(latency_s=1.0))
+
+    async def story(group: Group) -> float:
+        if group.rank == 0:
+            await group.send(torch.ones(size), 1)
+            return 0.0
+        await asyncio.sleep(10)
+        began = asyncio.get_running_loop().time()
+        await group.receive(torch.empty(size), 0)
+        return asyncio.get_running_loop().time() - began
+
+    took_s = world.run(2, story)[1]
+    assert 2.0 * round_trips <= took_s < 2.0 * round_trips + 4.0 * (round_trips > 0) + 0.1
 
 
 def test_a_receive_from_anyone_takes_who_is_first() -> None:

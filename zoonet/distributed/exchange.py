@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from zoonet.crypto import PeerId, sha256, short
-from zoonet.distributed.mailbox import Mailbox, peer_words
+from zoonet.distributed.mailbox import Mailbox
 from zoonet.distributed.wire import Kind, Message
+from zoonet.distributed.wording import peer_words
 from zoonet.errors import (
     ConfigError,
     GroupFailed,
@@ -27,6 +28,8 @@ from zoonet.errors import (
 from zoonet.transport import Buffer, Lane, Lanes
 
 GRACE_S: Final = 0.5  # for a goodbye to arrive
+LINGER_S: Final = 5.0  # for what was sent to leave, when this peer does
+LOOK_S: Final = 0.02
 AGAIN_S: Final = 0.2  # before a peer that is not there yet is tried again
 MAX_EARLY_FAILURES: Final = 256
 
@@ -304,6 +307,9 @@ class Exchange:
         lanes = list(self._outgoing.values())
         for lane in lanes if self._has_met else ():
             lane.post(Message(Kind.BYE).encode(), b"")
+        until = self._loop.time() + LINGER_S
+        while any(lane.unsent_bytes for lane in lanes) and self._loop.time() < until:
+            await asyncio.sleep(LOOK_S)
         await asyncio.gather(*(lane.close() for lane in lanes), return_exceptions=True)
         self._outgoing.clear()
         with contextlib.suppress(TransportError):

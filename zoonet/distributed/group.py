@@ -20,10 +20,10 @@ import torch
 from zoonet.crypto import PeerId, sha256
 from zoonet.distributed import collectives
 from zoonet.distributed.exchange import Exchange
-from zoonet.distributed.mailbox import peer_words
 from zoonet.distributed.reduction import check
 from zoonet.distributed.turn import Turn
 from zoonet.distributed.wire import GROUP_BYTES, Key, Op
+from zoonet.distributed.wording import peer_words
 from zoonet.errors import ConfigError, GroupFailed, PeerTimeout, ZoonetError
 
 POINT_TO_POINT: Final = 1

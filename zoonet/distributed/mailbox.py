@@ -2,7 +2,7 @@
 
 Lanes call it from their own threads, groups from the event loop: one lock guards all of it, and
 nothing in it waits. A payload lands in the memory that its receive has posted, after its size,
-dtype and place have been checked, and nowhere else.
+dtype and place have been checked; what comes early lies aside, within its sender's credit.
 """
 
 from __future__ import annotations
@@ -13,14 +13,27 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from zoonet.crypto import PeerId, short
-from zoonet.distributed.memory import dtype_name
-from zoonet.distributed.wire import CHUNK_BYTES, Key, Kind, Message, Op, Spec, about, decode
+from zoonet.crypto import PeerId
+from zoonet.distributed.notes import COLLECTIVES, Aside, Credit, Early, Notes
+from zoonet.distributed.wire import (
+    CHUNK_BYTES,
+    EARLY_BYTES,
+    Key,
+    Kind,
+    Message,
+    Op,
+    Spec,
+    about,
+    decode,
+)
+from zoonet.distributed.wording import spec_words
 from zoonet.errors import GroupFailed, ProtocolViolation, ZoonetError
 from zoonet.transport import Buffer
 
-MAX_NOTES: Final = 16_384  # offers and wants of one peer that nobody here has met yet
 MAX_ENDED: Final = 4096  # groups whose late messages are passed over
+NOTICES: Final = frozenset({Kind.HELLO, Kind.BEAT, Kind.BYE, Kind.FAIL})
+NOTHING: Final = Spec(0, 0, 0)
+PAYLOADS: Final = frozenset({Kind.DATA, Kind.EARLY})
 
 Settle = Callable[[ZoonetError | None], None]  # called once, from any thread
 Place = tuple[PeerId, Key]
@@ -34,38 +47,9 @@ class _Transfer:
     memory: memoryview
     settle: Settle
     has_started: bool = False  # sending end: the payload has been posted
+    is_early: bool = False  # before it was asked for
     num_left: int = 0
     landing: set[int] = field(default_factory=set)  # offsets of chunks that came, or are coming
-
-
-class Notes:
-    """What other peers said of transfers that nobody here has met yet. Bounded for each peer."""
-
-    def __init__(self) -> None:
-        self._by_peer: dict[PeerId, dict[Key, Spec]] = {}
-
-    def add(self, peer_id: PeerId, key: Key, spec: Spec) -> None:
-        """Keep one. Raises ProtocolViolation where there are too many, or it is there already."""
-        notes = self._by_peer.setdefault(peer_id, {})
-        if key in notes:
-            raise ProtocolViolation(peer_id, "spoke of the same transfer twice")
-        if len(notes) >= MAX_NOTES:
-            raise ProtocolViolation(peer_id, f"more than {MAX_NOTES} transfers at once")
-        notes[key] = spec
-
-    def take(self, peer_id: PeerId, key: Key) -> Spec | None:
-        """Return and forget it."""
-        return self._by_peer.get(peer_id, {}).pop(key, None)
-
-    def has(self, peer_id: PeerId, key: Key) -> bool:
-        """Whether there is one."""
-        return key in self._by_peer.get(peer_id, ())
-
-    def drop(self, group: bytes) -> None:
-        """Forget those of a group."""
-        for notes in self._by_peer.values():
-            for key in [key for key in notes if key.group == group]:
-                del notes[key]
 
 
 class Mailbox:
@@ -91,9 +75,11 @@ class Mailbox:
         self._sends: dict[Place, _Transfer] = {}
         self._receives: dict[Place, _Transfer] = {}
         self._offers, self._wants = Notes(), Notes()
+        self._aside, self._credit = Aside(), Credit()
         self._offered: dict[bytes, Callable[[], None]] = {}  # by group, told of new offers
         self._running: dict[tuple[bytes, int], Op] = {}  # collectives that have begun
         self._num_begun: dict[bytes, int] = {}  # by group
+        self._num_met: dict[tuple[bytes, PeerId, Kind, int], int] = {}  # of send and recv, by tag
         self._lost: dict[PeerId, ZoonetError] = {}
         self._ended: OrderedDict[bytes, None] = OrderedDict()
         self._nowhere = memoryview(bytearray(CHUNK_BYTES))
@@ -110,8 +96,9 @@ class Mailbox:
             self._ended[group] = None
             if len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
-            self._offers.drop(group)
-            self._wants.drop(group)
+            self._drop_notes(lambda key: key.group == group)
+            for met in [met for met in self._num_met if met[0] == group]:
+                del self._num_met[met]
             self._offered.pop(group, None)
             self._num_begun.pop(group, None)
             for running in [one for one in self._running if one[0] == group]:
@@ -138,14 +125,29 @@ class Mailbox:
         """All of its transfers are done."""
         with self._lock:
             self._running.pop((group, number), None)
+            self._drop_notes(
+                lambda key: key[:3] == (group, COLLECTIVES, number)
+            )  # some of what was said came late
+
+    def _drop_notes(self, is_over: Callable[[Key], bool]) -> None:
+        self._offers.drop(is_over)
+        self._wants.drop(is_over)
+        for peer_id, key in self._aside.those(is_over):
+            self._take(peer_id, key)
+
+    def _take(self, peer_id: PeerId, key: Key) -> None:
+        """What came early lies where it belongs, or nobody wants it."""
+        self._aside.forget(peer_id, key)
+        self._post(peer_id, about(Kind.TAKEN, key, NOTHING), b"")
 
     def send(
         self, peer_id: PeerId, key: Key, spec: Spec, memory: memoryview, settle: Settle
     ) -> None:
         """Transfer the memory to a peer. It must not change until `settle` is called."""
         with self._lock:
-            if self._is_over(peer_id, key, settle):
+            if self._is_over(key, settle) or self._is_lost(peer_id, settle):
                 return
+            self._meet(peer_id, Kind.WANT, key)
             wanted = self._wants.take(peer_id, key)
             if wanted is not None and not self._agree(peer_id, spec, wanted, settle):
                 return
@@ -155,47 +157,75 @@ class Mailbox:
                 settle(None)
                 return
             self._sends[peer_id, key] = transfer
-            if wanted is None:
-                self._post(peer_id, about(Kind.OFFER, key, spec), b"")
-            else:
+            if wanted is not None:
                 self._start(peer_id, key, transfer)
+            elif spec.num_bytes <= EARLY_BYTES and self._credit.use(peer_id, key, spec.num_bytes):
+                transfer.has_started = transfer.is_early = True
+                self._post(peer_id, about(Kind.EARLY, key, spec), memory)
+            else:
+                self._post(peer_id, about(Kind.OFFER, key, spec), b"")
 
     def receive(
         self, peer_id: PeerId, key: Key, spec: Spec, memory: memoryview, settle: Settle
     ) -> None:
         """Let a transfer from a peer land in the memory; whole once `settle` is called."""
         with self._lock:
-            if self._is_over(peer_id, key, settle):
+            if self._is_over(key, settle):
                 return
-            offered = self._offers.take(peer_id, key)
-            if offered is not None:
-                if not self._agree(peer_id, spec, offered, settle):
-                    return
-                if not spec.num_bytes:
-                    settle(None)
-                    return
-            self._receives[peer_id, key] = _Transfer(spec, memory, settle, num_left=spec.num_bytes)
-            if spec.num_bytes:
+            self._meet(peer_id, Kind.OFFER, key)
+            early = self._aside.find(peer_id, key)
+            offered = early.spec if early is not None else self._offers.take(peer_id, key)
+            if offered is not None and not self._agree(peer_id, spec, offered, settle):
+                return
+            if offered is not None and not spec.num_bytes:
+                settle(None)
+                return
+            has_all = early is not None and early.is_here  # also of a peer that has left since
+            if not has_all and self._is_lost(peer_id, settle):
+                return
+            transfer = _Transfer(spec, memory, settle, num_left=spec.num_bytes)
+            self._receives[peer_id, key] = transfer
+            if early is not None:
+                self._settle_early(peer_id, key, transfer, early)
+            elif spec.num_bytes:
                 self._post(peer_id, about(Kind.WANT, key, spec), b"")
 
     def is_offered(self, peer_id: PeerId, key: Key) -> bool:
         """Whether a send of the peer waits for this receive."""
         with self._lock:
-            return self._offers.has(peer_id, key)
+            early = self._aside.find(peer_id, key)
+            return self._offers.has(peer_id, key) or (early is not None and early.is_here)
 
-    def _is_over(self, peer_id: PeerId, key: Key, settle: Settle) -> bool:
-        if key.group not in self._num_begun:
+    def _settle_early(self, peer_id: PeerId, key: Key, transfer: _Transfer, early: Early) -> None:
+        """Bring together a receive and what came before it, once that is complete."""
+        if early.is_here:
+            transfer.memory[:] = early.memory
+            del self._receives[peer_id, key]
+            self._take(peer_id, key)
+            transfer.settle(None)
+
+    def _meet(self, peer_id: PeerId, kind: Kind, key: Key) -> None:
+        if key.stream != COLLECTIVES:
+            self._num_met[key.group, peer_id, kind, key.tag] = key.number + 1
+
+    def _is_over(self, key: Key, settle: Settle) -> bool:
+        if is_over := key.group not in self._num_begun:
             settle(GroupFailed("the group has ended"))
-        elif peer_id in self._lost:
+        return is_over
+
+    def _is_lost(self, peer_id: PeerId, settle: Settle) -> bool:
+        if is_lost := peer_id in self._lost:
             settle(self._lost[peer_id])
-        else:
-            return False
-        return True
+        return is_lost
 
     def _agree(self, peer_id: PeerId, ours: Spec, theirs: Spec, settle: Settle) -> bool:
         if ours == theirs:
             return True
-        settle(ProtocolViolation(peer_id, f"has {words(theirs)}, but here it is {words(ours)}"))
+        settle(
+            ProtocolViolation(
+                peer_id, f"has {spec_words(theirs)}, but here it is {spec_words(ours)}"
+            )
+        )
         return False
 
     def _start(self, peer_id: PeerId, key: Key, transfer: _Transfer) -> None:
@@ -210,12 +240,14 @@ class Mailbox:
         if peer_id not in self._members:
             raise ProtocolViolation(peer_id, "is no member of this group of peers")
         message = decode(peer_id, header)
-        if message.kind != Kind.DATA:
+        if message.kind not in PAYLOADS:
             if num_bytes:
                 raise ProtocolViolation(peer_id, f"{message.kind.name} with a payload")
             return memoryview(bytearray())
         with self._lock:
-            return self._place_of(peer_id, message, num_bytes)
+            if message.kind == Kind.DATA:
+                return self._place_of(peer_id, message, num_bytes)
+            return self._place_of_early(peer_id, message, num_bytes)
 
     def _place_of(self, peer_id: PeerId, message: Message, num_bytes: int) -> memoryview:
         offset, whole = message.offset, message.num_bytes
@@ -227,21 +259,43 @@ class Mailbox:
                 return self._nowhere[:num_bytes]
             raise ProtocolViolation(peer_id, "a payload that was not asked for")
         if message.spec != transfer.spec:
-            raise ProtocolViolation(peer_id, f"{words(message.spec)} for {words(transfer.spec)}")
+            told, here = spec_words(message.spec), spec_words(transfer.spec)
+            raise ProtocolViolation(peer_id, f"sends {told}, was asked for {here}")
         if offset in transfer.landing:
             raise ProtocolViolation(peer_id, "the same payload twice")
         transfer.landing.add(offset)
         return transfer.memory[offset : offset + num_bytes]
 
+    def _place_of_early(self, peer_id: PeerId, message: Message, num_bytes: int) -> memoryview:
+        key, spec = message.key, message.spec
+        if not 0 < num_bytes == spec.num_bytes <= EARLY_BYTES:
+            raise ProtocolViolation(peer_id, f"{num_bytes} bytes unasked, of {spec.num_bytes}")
+        if key.group in self._ended:
+            return self._nowhere[:num_bytes]
+        transfer = self._receives.get((peer_id, key))
+        if transfer is None or transfer.landing:
+            self._is_late(peer_id, message)
+            return memoryview(self._aside.add(peer_id, key, spec).memory)
+        if not self._agree(peer_id, transfer.spec, spec, transfer.settle):
+            del self._receives[peer_id, key]
+            return self._nowhere[:num_bytes]
+        transfer.landing.add(0)
+        return transfer.memory
+
     def arrived(self, peer_id: PeerId, header: bytes) -> None:
         message = decode(peer_id, header)
-        if message.kind in (Kind.HELLO, Kind.BEAT, Kind.BYE, Kind.FAIL):
+        if message.kind in NOTICES:
             self._on_notice(peer_id, message)
             return
         with self._lock:
-            if message.group in self._ended:
+            if message.kind == Kind.TAKEN:
+                if not self._credit.give_back(peer_id, message.key):
+                    raise ProtocolViolation(peer_id, "has taken what nobody sent")
+            elif message.kind == Kind.EARLY:
+                self._came_early(peer_id, message)
+            elif message.group in self._ended:
                 return
-            if message.kind == Kind.DATA:
+            elif message.kind == Kind.DATA:
                 self._landed(peer_id, message)
             elif message.kind == Kind.DONE:
                 self._acknowledged(peer_id, message.key)
@@ -263,6 +317,22 @@ class Mailbox:
         if not transfer.num_left:
             del self._receives[peer_id, key]
             self._post(peer_id, about(Kind.DONE, key, spec), b"")
+            transfer.settle(None)
+
+    def _came_early(self, peer_id: PeerId, message: Message) -> None:
+        key = message.key
+        self._post(peer_id, about(Kind.DONE, key, NOTHING), b"")
+        transfer, early = self._receives.get((peer_id, key)), self._aside.find(peer_id, key)
+        if early is not None and key.group not in self._ended:
+            early.is_here = True
+            if transfer is not None:
+                self._settle_early(peer_id, key, transfer, early)
+            elif (on_offer := self._offered.get(key.group)) is not None:
+                on_offer()
+            return
+        self._take(peer_id, key)
+        if transfer is not None:
+            del self._receives[peer_id, key]
             transfer.settle(None)
 
     def _acknowledged(self, peer_id: PeerId, key: Key) -> None:
@@ -292,6 +362,8 @@ class Mailbox:
         if transfer is None:
             if not self._is_late(peer_id, message):
                 self._wants.add(peer_id, key, spec)
+        elif transfer.is_early:
+            self._agree(peer_id, transfer.spec, spec, transfer.settle)  # the two crossed
         elif transfer.has_started:
             raise ProtocolViolation(peer_id, "asked for the same payload twice")
         elif self._agree(peer_id, transfer.spec, spec, transfer.settle):
@@ -300,26 +372,17 @@ class Mailbox:
             del self._sends[peer_id, key]
 
     def _is_late(self, peer_id: PeerId, message: Message) -> bool:
-        """Whether it is of a collective that is over here; on several connections this happens.
+        """Whether it is of a transfer that is over here; on several connections this happens.
 
         Raises ProtocolViolation where the collective runs here as another operation.
         """
+        if message.stream != COLLECTIVES:
+            met = (message.group, peer_id, message.kind, message.tag)
+            return message.number < self._num_met.get(met, 0)
         running = self._running.get((message.group, message.number))
-        if message.stream or running is None:
-            num_begun = self._num_begun.get(message.group, 0)
-            return not message.stream and message.number < num_begun
+        if running is None:
+            return message.number < self._num_begun.get(message.group, 0)
         if running != message.op:
             note = f"is in {message.op.words}, but here it is {running.words}"
             raise ProtocolViolation(peer_id, f"{note} (number {message.number} of the group)")
         return False
-
-
-def words(spec: Spec) -> str:
-    """A transfer as a user understands it."""
-    size = f"of shape {spec.shape}" if spec.shape else f"of {spec.num_bytes} bytes"
-    return f"{Op(spec.op).words} {size}, {dtype_name(spec.dtype)}"
-
-
-def peer_words(rank: int, peer_id: PeerId) -> str:
-    """A member as a user knows it."""
-    return f"rank {rank} (peer {short(peer_id)})"

@@ -11,6 +11,13 @@ A transfer moves one tensor, or a part of one, from one peer to another::
 Either side may speak first. No payload leaves before the receiver has said where it belongs, so
 what nobody waits for costs a note of a few bytes, not memory, and never blocks a lane. A transfer
 of no bytes ends with its OFFER.
+
+The exception saves small tensors a round trip: while a sender has credit with the receiver, it
+sends them unasked::
+
+    EARLY: this is it           ->  into the receive's memory, or put aside
+                                <-  DONE: all of it is there
+                                <-  TAKEN: it lies where it belongs; the credit is yours again
 """
 
 from __future__ import annotations
@@ -25,6 +32,8 @@ from zoonet.errors import ProtocolViolation
 from zoonet.transport import MAX_HEADER_BYTES
 
 CHUNK_BYTES: Final = 1024 * 1024  # of a transfer's payload that travel in one message
+EARLY_BYTES: Final = CHUNK_BYTES  # the longest transfer that may come unasked
+CREDIT_BYTES: Final = 16 * 1024 * 1024  # that may lie aside at a receiver, for each sender
 GROUP_BYTES: Final = 16
 MAX_DIMENSIONS: Final = 32  # of a tensor
 MAX_NOTE_CHARACTERS: Final = 300
@@ -44,6 +53,8 @@ class Kind(IntEnum):
     DATA = 5
     DONE = 6
     FAIL = 7  # the group has failed here; `note` says why
+    EARLY = 8
+    TAKEN = 9
 
 
 class Op(IntEnum):
