@@ -32,12 +32,11 @@ from zoonet import __version__
 from zoonet.blocks import BlockExchange, BlockStore
 from zoonet.clock import SystemClock
 from zoonet.errors import TrainingError
-from zoonet.exact import Vector
 from zoonet.jobs import Catalog, ProviderPolicy
 from zoonet.membership import Directory, probe
 from zoonet.membership.gossip import Registry, RegistryRecords
 from zoonet.net import Host, HostConfig
-from zoonet.ranges import count
+from zoonet.ranges import count, take
 from zoonet.records import PeerRecord, Signed
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import Layout
@@ -76,25 +75,33 @@ class PacedTrainer:
             return Trained(round=command.round, slots=(), loss=0.0, tokens=0, seconds=0.0)
         except TimeoutError:
             pass
-        await asyncio.to_thread(self._write, self._buffers.local_P, self._buffers.inner_N)
-        num_slots = count(command.slots)
+        await asyncio.to_thread(self._write, self._buffers)
+        slots, _ = take(command.slots, command.steps - command.num_carried)
+        num_slots = count(slots)
         if on_step is not None:
             on_step(StepDone(steps=num_slots, of=num_slots, loss=1.0, tokens_per_s=1.0))
         self.num_trained += 1
         return Trained(
             round=command.round,
-            slots=command.slots,
+            slots=slots,
             loss=1.0,
             tokens=num_slots,
             seconds=time.monotonic() - began,
         )
 
-    def _write(self, local_P: Vector, inner_N: Vector) -> None:
-        for start in range(0, local_P.size, BLOCK):
-            piece = local_P[start : start + BLOCK]
+    def _write(self, buffers: SharedBuffers) -> None:
+        for start in range(0, buffers.local_P.size, BLOCK):
+            piece = buffers.local_P[start : start + BLOCK]
             scale = np.float32(STEP_SIZE * (1 + (self.num_trained + start) % 7))
-            piece += self._noise_B[: piece.size] * scale
-        inner_N.fill(float(self.num_trained))
+            np.add(
+                buffers.global_P[start : start + BLOCK],
+                self._noise_B[: piece.size] * scale,
+                out=piece,
+            )
+        buffers.inner_N.fill(float(self.num_trained))
+
+    async def merge(self, *, is_merged: bool) -> None:
+        """There are no parameters but those in the buffers."""
 
     async def stop(self) -> None:
         """Return early, with nothing done."""

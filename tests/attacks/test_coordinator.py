@@ -10,12 +10,14 @@ import msgspec
 import pytest
 
 from tests.attacks.hostile import Attack, Hostile, Outcome, survive
+from tests.averaging.makers import whole
 from tests.averaging.swarm import NUM_PARAMETERS, identity_of
 from zoonet.averaging.messages import (
     Attempt,
     Beat,
     Busy,
     Elsewhere,
+    Lease,
     Ready,
     Round,
     Share,
@@ -133,7 +135,7 @@ def test_one_that_is_busy_with_a_round_that_nobody_plans_costs_nothing() -> None
 Change = Callable[[Hostile, Round], Round]
 
 
-def leases(change: Callable[[Share, Hostile], Share]) -> Change:
+def leases(change: Callable[[Lease, Hostile], Lease]) -> Change:
     def of(hostile: Hostile, plan: Round) -> Round:
         changed = tuple(change(lease, hostile) for lease in plan.leases)
         return msgspec.structs.replace(plan, leases=changed)
@@ -146,36 +148,38 @@ def fields(**given: object) -> Change:
 
 
 NONSENSE: dict[str, Change] = {
-    "no work for anyone": leases(lambda share, _: Share(share.peer, ())),
+    "no work for anyone": leases(lambda share, _: whole(share.peer, ())),
     "work for itself only": leases(
-        lambda share, me: share if share.peer == me.peer_id else Share(share.peer, ())
+        lambda share, me: share if share.peer == me.peer_id else whole(share.peer, ())
     ),
-    "all the work at once for each": leases(lambda share, me: Share(share.peer, me.chain.free)),
+    "all the work at once for each": leases(lambda share, me: whole(share.peer, me.chain.free)),
     "all the work at once for itself": leases(
-        lambda share, me: Share(
+        lambda share, me: whole(
             share.peer, me.chain.free if share.peer == me.peer_id else share.slots
         )
     ),
     "the same slots for all": lambda hostile, plan: msgspec.structs.replace(
-        plan, leases=tuple(Share(one.peer, plan.leases[0].slots) for one in plan.leases)
+        plan, leases=tuple(whole(one.peer, plan.leases[0].slots) for one in plan.leases)
     ),
-    "slots that are done": leases(lambda share, _: Share(share.peer, ((0, 10),))),
-    "slots that do not exist": leases(lambda share, _: Share(share.peer, ((10**6, 10**6 + 9),))),
-    "slots backwards": leases(lambda share, _: Share(share.peer, ((9, 3),))),
-    "huge numbers": leases(lambda share, _: Share(share.peer, ((0, 2**64 - 1),))),
+    "slots that are done": leases(lambda share, _: whole(share.peer, ((0, 10),))),
+    "slots that do not exist": leases(lambda share, _: whole(share.peer, ((10**6, 10**6 + 9),))),
+    "slots backwards": leases(lambda share, _: whole(share.peer, ((9, 3),))),
+    "more steps than slots": leases(lambda share, _: Lease(share.peer, share.slots, 11)),
+    "slots and no steps": leases(lambda share, _: Lease(share.peer, share.slots, 0)),
+    "huge numbers": leases(lambda share, _: whole(share.peer, ((0, 2**64 - 1),))),
     "a thousand pieces": leases(
-        lambda share, _: Share(share.peer, tuple((n, n + 1) for n in range(0, 2000, 2)))
+        lambda share, _: whole(share.peer, tuple((n, n + 1) for n in range(0, 2000, 2)))
     ),
     "joiners that are no peers": fields(joiners=("", "x" * 64)),
     "members as joiners": lambda hostile, plan: msgspec.structs.replace(plan, joiners=plan.members),
     "members that are no peers": lambda hostile, plan: msgspec.structs.replace(
-        plan, leases=(*plan.leases, Share("zzz", ()))
+        plan, leases=(*plan.leases, whole("zzz", ()))
     ),
     "strangers as members": lambda hostile, plan: msgspec.structs.replace(
         plan,
         leases=tuple(
             sorted(
-                (*plan.leases, Share(identity_of("stranger").peer_id, ())), key=lambda one: one.peer
+                (*plan.leases, whole(identity_of("stranger").peer_id, ())), key=lambda one: one.peer
             )
         ),
     ),
@@ -212,7 +216,7 @@ def test_one_that_plans_for_itself_alone_takes_nobody_with_it() -> None:
 
     async def alone(hostile: Hostile, stream: Stream, ready: Ready) -> None:
         slots = ((hostile.chain.num_done, hostile.chain.num_done + 10),)
-        made = hostile.plan(ready, leases=(Share(hostile.peer_id, slots),))
+        made = hostile.plan(ready, leases=(whole(hostile.peer_id, slots),))
         await say(hostile, stream, hostile.planned(made))
 
     async def attack(hostile: Hostile) -> None:

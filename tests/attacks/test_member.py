@@ -133,8 +133,8 @@ def test_one_that_claims_an_absurd_speed_gets_eight_times_the_usual_at_most() ->
 def test_one_that_claims_all_the_work_as_done_keeps_nobody_from_working() -> None:
     async def attack(hostile: Hostile) -> None:
         play = beating(hostile, lambda stream: asyncio.sleep(0))
-        hostile.spawn(hostile.take_part(play, carried=((0, NUM_SLOTS),)))
-        hostile.spawn(hostile.take_part(play, carried=hostile.chain.free))
+        hostile.spawn(hostile.take_part(play, leased=((0, NUM_SLOTS),)))
+        hostile.spawn(hostile.take_part(play, leased=hostile.chain.free))
 
     assert survive(attack).took_s < 90
 
@@ -145,7 +145,7 @@ def test_one_that_claims_work_in_hundreds_of_pieces_breaks_no_plan() -> None:
 
     async def attack(hostile: Hostile) -> None:
         play = beating(hostile, lambda stream: asyncio.sleep(0))
-        hostile.spawn(hostile.take_part(play, carried=crumbs))
+        hostile.spawn(hostile.take_part(play, leased=crumbs))
 
     assert survive(attack, num_slots=1200, after_rounds=1).took_s < 200
 
@@ -477,7 +477,7 @@ def test_ready_is_refused_with_figures_that_are_no_figures() -> None:
             {"view": MAX_VIEW + 1},
             {"view": 2**70 // 2**7},
             {"length": -5},
-            {"carried": [[0, 1]] * 5000},
+            {"leased": [[0, 1]] * 5000},
             {"head": b"short"},
             {"surprise": 1},
         ]

@@ -8,6 +8,7 @@ from tests.averaging.swarm import JOB_ID, identity_of
 from zoonet.averaging.chain import Chain
 from zoonet.averaging.messages import (
     Certificate,
+    Lease,
     Ready,
     Round,
     RoundResult,
@@ -15,7 +16,7 @@ from zoonet.averaging.messages import (
     cast_vote,
 )
 from zoonet.crypto import Identity, PeerId
-from zoonet.ranges import Ranges
+from zoonet.ranges import Ranges, count
 
 NAMES = ("ada", "bob", "cyd", "dan", "eve")
 
@@ -36,6 +37,16 @@ def in_order(*names: str) -> list[Identity]:
 def shares(slots: Mapping[str, Ranges]) -> tuple[Share, ...]:
     by_peer = sorted((peer(name), ranges) for name, ranges in slots.items())
     return tuple(Share(peer_id, ranges) for peer_id, ranges in by_peer)
+
+
+def leases(slots: Mapping[str, Ranges]) -> tuple[Lease, ...]:
+    """All of the slots for the round itself."""
+    return tuple(whole(share.peer, share.slots) for share in shares(slots))
+
+
+def whole(peer_id: str, slots: Ranges) -> Lease:
+    """A lease of slots that are all to be contributed."""
+    return Lease(peer_id, slots, count(slots))
 
 
 def result_after(
@@ -82,7 +93,7 @@ def empty_chain(num_slots: int = 1000) -> Chain:
 
 def plan_after(
     chain: Chain,
-    leases: Mapping[str, Ranges],
+    slots: Mapping[str, Ranges],
     *,
     joiners: Iterable[str] = (),
     view: int = 0,
@@ -92,12 +103,10 @@ def plan_after(
         index=len(chain),
         view=view,
         parent=chain.head,
-        leases=shares(leases),
+        leases=leases(slots),
         joiners=peers(*joiners),
     )
 
 
-def ready(speed: float = 1.0, carried: Ranges = ()) -> Ready:
-    return Ready(
-        job_id=JOB_ID, length=0, head=bytes(32), view=0, slots_per_s=speed, carried=carried
-    )
+def ready(speed: float = 1.0, leased: Ranges = ()) -> Ready:
+    return Ready(job_id=JOB_ID, length=0, head=bytes(32), view=0, slots_per_s=speed, leased=leased)

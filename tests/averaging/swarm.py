@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ from zoonet.averaging.replica import STATE_CHUNK_BYTES
 from zoonet.averaging.state_sync import root_of
 from zoonet.crypto import Identity, PeerId
 from zoonet.errors import NonFiniteLoss
-from zoonet.ranges import Ranges, count, normalise
+from zoonet.ranges import Ranges, count, difference, normalise, union
 from zoonet.testing import MemorySwarm
 from zoonet.transport import StreamLanes
 
@@ -43,8 +44,12 @@ class CountingReplica:
         self.local_P = np.zeros(NUM_PARAMETERS, np.float32)
         self.speed = slots_per_s
         self.slots_per_s = 0.0
-        self.num_trained = 0
         self.trained: list[int] = []
+        self.carried: Ranges = ()
+        self.ahead_P = np.zeros(NUM_PARAMETERS, np.float32)  # trained since it was told of
+        self._told: Ranges = ()
+        self._background: asyncio.Task[None] | None = None
+        self._since: list[int] = []  # trained since then
         self.is_stuck = False
         self.poison = False
         self.is_released = False  # the peer has let go of the finished job's state
@@ -62,25 +67,49 @@ class CountingReplica:
     def state_digest(self) -> bytes:
         return self.digest_of(self.theta_P)
 
-    async def train(self, slots: Ranges, *, num_done: int, num_planned: int) -> Ranges:
+    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
+        await self._rest()
         self._stop.clear()
-        self.num_trained = 0
         if self.fails:
             self.fails -= 1
             raise NonFiniteLoss("the loss became nan")
-        done = []
-        for slot in (s for start, stop in slots for s in range(start, stop)):
-            if self._stop.is_set():
-                break
-            await asyncio.sleep(1.0 / self.speed)
-            while self.is_stuck and not self._stop.is_set():
-                await asyncio.sleep(1.0)
-            self.local_P -= np.random.default_rng(slot).random(NUM_PARAMETERS, np.float32)
-            self.trained.append(slot)
-            self.num_trained += 1
-            done.append((slot, slot + 1))
+        left = difference(slots, union(self.carried, self._ahead()))
+        todo = deque(s for start, stop in left for s in range(start, stop))
+        while todo and not self._stop.is_set() and self.num_trained < steps:
+            await self._step(todo)
+        self.carried = self._told = union(self.carried, self._ahead())
+        self.local_P += self.ahead_P
+        self.ahead_P[:] = 0
+        self._since = []
         self.slots_per_s = self.speed
-        return normalise(done)
+        self._background = asyncio.create_task(self._go_on(todo))
+        return self.carried
+
+    @property
+    def num_trained(self) -> int:
+        return count(self.carried) + len(self._since)
+
+    def _ahead(self) -> Ranges:
+        return normalise((slot, slot + 1) for slot in self._since)
+
+    async def _step(self, todo: deque[int]) -> None:
+        await asyncio.sleep(1.0 / self.speed)
+        while self.is_stuck and not self._stop.is_set():
+            await asyncio.sleep(1.0)
+        slot = todo.popleft()
+        self.ahead_P -= np.random.default_rng(slot).random(NUM_PARAMETERS, np.float32)
+        self.trained.append(slot)
+        self._since.append(slot)
+
+    async def _go_on(self, todo: deque[int]) -> None:
+        while todo:
+            await self._step(todo)
+
+    async def _rest(self) -> None:
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.gather(self._background, return_exceptions=True)
+            self._background = None
 
     def stop(self) -> None:
         self._stop.set()
@@ -105,10 +134,15 @@ class CountingReplica:
         self.theta_P = self._staged[1]
         self.local_P = self.theta_P.copy() if is_merged else self.theta_P - delta_P
         self._staged = None
+        if is_merged:
+            self.carried = difference(self.carried, self._told)
         return True
 
     async def drop_local(self) -> None:
+        await self._rest()
         self.local_P = self.theta_P.copy()
+        self.ahead_P[:] = 0
+        self.carried, self._since = (), []
 
     def _held(self, state: bytes) -> np.ndarray | None:
         if self.is_released:
@@ -129,7 +163,7 @@ class CountingReplica:
     async def adopt(self, state: bytes, digests: list[bytes], chunks: list[bytes]) -> None:
         raw = b"".join(chunks)
         self.theta_P = np.frombuffer(raw[: 4 * NUM_PARAMETERS], np.float32).copy()
-        self.local_P = self.theta_P.copy()
+        await self.drop_local()
 
 
 def chunks_of(theta_P: np.ndarray) -> list[bytes]:
@@ -215,12 +249,14 @@ class Swarm:
         assert peer.task is not None
         peer.task.cancel()
         await asyncio.gather(peer.task, return_exceptions=True)
+        await peer.replica.drop_local()
         await peer.averager.close()
         return peer
 
     async def close(self) -> None:
         """Let go of what the peers still hold."""
         for peer in self.peers.values():
+            await peer.replica.drop_local()
             await peer.averager.close()
             await self.memory.transports[peer.peer_id].close()
 

@@ -64,24 +64,24 @@ def test_nobody_takes_less_than_one_step_or_more_than_eight_times_the_usual(
 
 
 def test_carried_work_is_kept_and_topped_up() -> None:
-    found = leases(lease(FREE, members(ada=ready(carried=((90, 94),)), bob=ready()), 10))
+    found = leases(lease(FREE, members(ada=ready(leased=((90, 94),)), bob=ready()), 10))
     assert count(found["ada"]) == 10 and not difference(((90, 94),), found["ada"])
     assert not overlaps(found["ada"], found["bob"])
 
 
 def test_carried_work_that_is_certified_meanwhile_is_not_kept() -> None:
-    found = leases(lease(((50, 100),), members(ada=ready(carried=((48, 52),))), 10))
+    found = leases(lease(((50, 100),), members(ada=ready(leased=((48, 52),))), 10))
     assert found["ada"] == ((50, 60),)
 
 
 def test_nobody_can_claim_the_whole_job_as_trained() -> None:
-    found = leases(lease(FREE, members(ada=ready(carried=FREE), bob=ready()), 10))
+    found = leases(lease(FREE, members(ada=ready(leased=FREE), bob=ready()), 10))
     assert count(found["ada"]) == count(found["bob"]) == 10
 
 
 def test_nobody_can_claim_work_in_more_pieces_than_a_plan_holds() -> None:
     crumbs = tuple((at, at + 1) for at in range(0, 9000, 2))
-    found = lease(FREE, members(ada=ready(carried=crumbs), bob=ready()), 10_000)
+    found = lease(FREE, members(ada=ready(leased=crumbs), bob=ready()), 10_000)
     assert sum(len(share.slots) for share in found) <= MAX_RANGES
     assert not overlaps(found[0].slots, found[1].slots)
 
@@ -90,21 +90,21 @@ def test_a_claim_on_slots_that_were_leased_to_another_fails() -> None:
     """Whatever their ids: the coordinator has seen to whom the slots were leased."""
     claim: Ranges = ((20, 24),)
     for honest, thief in (("ada", "bob"), ("bob", "ada")):
-        both = members(**{honest: ready(carried=claim), thief: ready(carried=claim)})
+        both = members(**{honest: ready(leased=claim), thief: ready(leased=claim)})
         found = leases(lease(FREE, both, 10, known={peer(honest): ((20, 30),)}))
         assert not difference(claim, found[honest])
         assert not overlaps(claim, found[thief])
 
 
 def test_of_two_who_merely_say_so_neither_keeps_the_slots() -> None:
-    both = members(ada=ready(carried=((20, 24),)), bob=ready(carried=((22, 26),)))
+    both = members(ada=ready(leased=((20, 24),)), bob=ready(leased=((22, 26),)))
     found = lease(FREE, both, 10)
     assert normalise(piece for share in found for piece in share.slots) == ((0, 20),)
 
 
 def test_a_malformed_claim_is_passed_over() -> None:
     for claim in (((5, 3),), ((3, 5), (4, 9)), ((9_999, 10_001),)):
-        assert leases(lease(FREE, members(ada=ready(carried=claim)), 10))["ada"] == ((0, 10),)
+        assert leases(lease(FREE, members(ada=ready(leased=claim)), 10))["ada"] == ((0, 10),)
 
 
 def test_the_end_of_the_job_is_shared_out_to_the_last_slot() -> None:

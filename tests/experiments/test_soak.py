@@ -136,7 +136,16 @@ async def test_the_paced_trainer_that_is_stopped_has_done_nothing() -> None:
 
 
 def command(slots: tuple[int, int]) -> Train:
-    return Train(round=0, slots=(slots,), tokens_done=0, tokens_planned=8, has_inner_state=False)
+    return Train(
+        round=0,
+        slots=(slots,),
+        steps=slots[1] - slots[0],
+        num_carried=0,
+        tokens_done=0,
+        tokens_planned=8,
+        is_fresh=True,
+        has_inner_state=False,
+    )
 
 
 @pytest.mark.p2p

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 import zoonet.averaging  # noqa: F401  registers the records of rounds
-from zoonet.averaging.messages import Round, Share
+from zoonet.averaging.messages import Lease, Round
 from zoonet.crypto import Identity
 from zoonet.membership.gossip import Gone, MemberRecord
 from zoonet.membership.gossip.item import subject_of
@@ -93,7 +93,7 @@ HONEST: dict[str, Body] = {
             index=2,
             view=0,
             parent=bytes(32),
-            leases=(Share(ADA.peer_id, ((0, 5),)), Share(BOB.peer_id, ((5, 10),))),
+            leases=(Lease(ADA.peer_id, ((0, 5),), 5), Lease(BOB.peer_id, ((5, 10),), 3)),
         ),
     )
 }

@@ -12,8 +12,16 @@ from zoonet.training.messages import HEADER_BYTES, Command, Event
 COMMANDS = (
     messages.Start(prepared=b"{}", train_path="t", heldout_path="h", tokenizer_path="k"),
     messages.Train(
-        round=7, slots=((0, 25), (50, 51)), tokens_done=9, tokens_planned=8, has_inner_state=True
+        round=7,
+        slots=((0, 25), (50, 51)),
+        steps=26,
+        num_carried=3,
+        tokens_done=9,
+        tokens_planned=8,
+        is_fresh=False,
+        has_inner_state=True,
     ),
+    messages.Merge(is_merged=True),
     messages.Stop(is_discarded=True),
     messages.Evaluate(max_tokens=16384),
     messages.Sample(prompt="é", num_tokens=5, temperature=0.5, seed=2),
@@ -22,6 +30,7 @@ EVENTS = (
     messages.Ready(device="cuda:1", num_parameters=6, layout=(("head", (2, 3)),)),
     messages.StepDone(steps=3, of=25, loss=4.17, tokens_per_s=9000.0),
     messages.Trained(round=7, slots=((0, 25),), loss=1.5, tokens=4800, seconds=0.7),
+    messages.Merged(),
     messages.Evaluated(loss=1.9, tokens=111_488),
     messages.Sampled(text="To be"),
     messages.Failed(kind="non-finite", message="the loss became nan"),

@@ -34,7 +34,16 @@ def buffers_of(job: Any) -> SharedBuffers:
 
 def train(stop: int) -> Train:
     slots = ((0, stop),)
-    return Train(round=1, slots=slots, tokens_done=0, tokens_planned=1000, has_inner_state=False)
+    return Train(
+        round=1,
+        slots=slots,
+        steps=stop,
+        num_carried=0,
+        tokens_done=0,
+        tokens_planned=1000,
+        is_fresh=True,
+        has_inner_state=False,
+    )
 
 
 @each_device

@@ -11,7 +11,7 @@ import pytest
 
 from zoonet.config.job import TrainingConfig
 from zoonet.errors import DigestMismatch, NonFiniteLoss, TrainingError, WorkLost
-from zoonet.ranges import Ranges, count
+from zoonet.ranges import Ranges, count, union
 from zoonet.testing import run
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.messages import Evaluated, Sample, Train, Trained
@@ -31,6 +31,7 @@ class StepTrainer:
 
     def __init__(self, buffers: SharedBuffers) -> None:
         self.buffers = buffers
+        self.theta_P = buffers.global_P.copy()
         self.failure: Exception | None = None
         self.commands: list[Train] = []
 
@@ -40,9 +41,15 @@ class StepTrainer:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
+        if command.is_fresh:
+            self.theta_P = self.buffers.global_P.copy()
         num = count(command.slots)
-        self.buffers.local_P += np.float32(num)
+        self.theta_P += np.float32(num)
+        self.buffers.local_P[:] = self.theta_P
         return Trained(round=0, slots=command.slots, loss=2.0, tokens=64 * num, seconds=1.0)
+
+    async def merge(self, *, is_merged: bool) -> None:
+        self.theta_P += self.buffers.local_P
 
     async def stop(self) -> None:
         return None
@@ -78,7 +85,8 @@ class Bench:
 
 
 async def train(replica: TrainingReplica, slots: Ranges) -> Ranges:
-    return await replica.train(slots, num_done=0, num_planned=count(slots))
+    slots = union(slots, replica.carried)
+    return await replica.train(slots, steps=count(slots), num_done=0, num_planned=count(slots))
 
 
 def test_a_round_moves_the_state_by_the_outer_step() -> None:
@@ -95,6 +103,8 @@ def test_a_round_moves_the_state_by_the_outer_step() -> None:
                 INITIAL_P, np.zeros(P, np.float32), delta_P, lr=0.5, momentum=0.5
             )
             assert np.array_equal(replica.theta_P, expected_P)
+            assert replica.carried == ()
+            assert await train(replica, ()) == ()
             assert not (await replica.pseudo_gradient()).any()
 
     run(main())
@@ -118,8 +128,10 @@ def test_local_work_that_was_not_merged_is_carried_to_the_new_state() -> None:
             await train(replica, ((0, 2),))
             staged = await replica.stage(np.full(P, 0.25, np.float32))  # of the others alone
             assert await replica.commit(staged, is_merged=False)
+            assert await train(replica, ()) == ((0, 2),)
             np.testing.assert_allclose(await replica.pseudo_gradient(), -2, atol=1e-5)
             await replica.drop_local()
+            assert await train(replica, ()) == ()
             assert not (await replica.pseudo_gradient()).any()
 
     run(main())

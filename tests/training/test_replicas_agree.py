@@ -11,7 +11,7 @@ import pytest
 
 from zoonet.errors import NonFiniteLoss, TrainingError
 from zoonet.exact import weighted_mean
-from zoonet.ranges import Ranges, count
+from zoonet.ranges import Ranges, count, union
 from zoonet.testing import run
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.inline import InlineTrainer
@@ -61,7 +61,9 @@ class Peer:
         return peer
 
     async def train(self, *slots: tuple[int, int]) -> Ranges:
-        return await self.replica.train(slots, num_done=0, num_planned=count(slots))
+        queue = union(slots, self.replica.carried)
+        steps = count(queue)
+        return await self.replica.train(queue, steps=steps, num_done=0, num_planned=steps)
 
 
 async def average(peers: list[Peer], weights: list[int]) -> set[bytes]:
@@ -117,6 +119,7 @@ def test_work_that_was_left_out_is_carried_and_merged_a_round_later(job: Any) ->
             await right.train((4, 8))
             carried_P = await right.replica.pseudo_gradient()
             await average([left, right], [4, 0])
+            assert await right.train() == ((4, 8),)
             np.testing.assert_allclose(await right.replica.pseudo_gradient(), carried_P, atol=1e-6)
             await left.train((8, 12))
             assert len(await average([left, right], [4, 4])) == 1
@@ -131,7 +134,7 @@ def test_a_trainer_that_dies_over_an_evaluation_is_replaced(job: Any) -> None:
             await peer.train((0, 2))
             peer.trainers[0].failures = [TrainingError("killed")]
             peer.replica.evaluate_before_next_round(1)
-            assert await peer.train((2, 4)) == ((2, 4),)
+            assert await peer.train((2, 4)) == ((0, 4),)  # what died with it once more
             assert len(peer.trainers) == 2
             assert [evaluation.num_rounds for evaluation in peer.evaluations] == [1]
 

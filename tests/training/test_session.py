@@ -23,7 +23,7 @@ def never() -> bool:
 def round_of(session: TrainingSession, job: Any, slots: range) -> tuple[np.ndarray, np.ndarray]:
     theta_P = job.initial_P.copy()
     inner_N = np.zeros(2 * job.num_parameters + 1, np.float32)
-    session.begin_round(theta_P, None)
+    session.begin(theta_P, None)
     for slot in slots:
         session.step(slot, 0.5)
     session.finish_round(theta_P, inner_N)
@@ -99,7 +99,7 @@ def test_parameters_that_are_no_numbers_are_an_error_and_are_not_written(job: An
     theta_P = np.full_like(job.initial_P, np.inf)
     inner_N = np.zeros(2 * job.num_parameters + 1, np.float32)
     with TrainingSession(job.start) as session:
-        session.begin_round(theta_P, None)
+        session.begin(theta_P, None)
         session.step(0, 0.5)
         with pytest.raises(NonFiniteLoss):
             session.take_loss()
@@ -121,7 +121,7 @@ def test_a_job_whose_model_is_not_what_it_promises_is_refused(job: Any) -> None:
 def test_tokens_outside_the_vocabulary_stop_the_job(job: Any) -> None:
     Path(job.start.train_path).write_bytes(b"\xff" * 1000)
     with TrainingSession(job.start) as session:
-        session.begin_round(job.initial_P, None)
+        session.begin(job.initial_P, None)
         with pytest.raises(TrainingError, match="outside the vocabulary"):
             session.step(0, 0.0)
 
@@ -134,10 +134,20 @@ def test_an_unknown_device_is_named() -> None:
 
 
 def test_the_learning_rate_follows_the_tokens_of_the_whole_job() -> None:
-    command = Train(round=3, slots=(), tokens_done=500, tokens_planned=100, has_inner_state=True)
-    assert position(command, 0, 2, 1000) == pytest.approx(0.525)
-    assert position(command, 1, 2, 1000) == pytest.approx(0.575)
-    assert position(command, 1, 2, 100) == 1.0
+    command = Train(
+        round=3,
+        slots=(),
+        steps=2,
+        num_carried=0,
+        tokens_done=500,
+        tokens_planned=100,
+        is_fresh=False,
+        has_inner_state=True,
+    )
+    assert position(command, 0, 1000) == pytest.approx(0.525)
+    assert position(command, 1, 1000) == pytest.approx(0.575)
+    assert position(command, 2, 1000) == pytest.approx(0.625)  # ahead: the next round's
+    assert position(command, 1, 100) == 1.0
 
 
 def test_the_learning_rate_reaches_the_optimizer(make_job: Callable[..., Any]) -> None:
@@ -146,7 +156,7 @@ def test_the_learning_rate_reaches_the_optimizer(make_job: Callable[..., Any]) -
     with TrainingSession(job.start) as session:
         for progress in (0.1, 0.9):
             theta_P = job.initial_P.copy()
-            session.begin_round(theta_P, None)
+            session.begin(theta_P, None)
             session.step(0, progress)
             session.finish_round(theta_P, np.zeros(2 * job.num_parameters + 1, np.float32))
             moved.append(float(np.abs(theta_P - job.initial_P).max()))

@@ -25,10 +25,18 @@ from zoonet.training.messages import Sample, StepDone, Train, encode
 LONG = 10_000  # slots: seconds of work, never finished here
 
 
-def train(*slots: tuple[int, int], has_inner_state: bool = False) -> Train:
+def train(
+    *slots: tuple[int, int],
+    steps: int = LONG,
+    is_fresh: bool = True,
+    has_inner_state: bool = False,
+) -> Train:
     return Train(
         round=1,
         slots=slots or ((0, 8),),
+        steps=steps,
+        num_carried=0,
+        is_fresh=is_fresh,
         tokens_done=0,
         tokens_planned=1000,
         has_inner_state=has_inner_state,
@@ -191,11 +199,11 @@ def test_the_trainer_has_no_secrets_and_no_network(
 def test_a_loss_that_is_no_number_is_an_error_and_changes_nothing(job: Any) -> None:
     async def main() -> None:
         with buffers_of(job) as buffers:
-            buffers.local_P[:] = np.nan
+            buffers.global_P[:] = np.nan
             async with TrainerProcess.open(job.start, buffers) as trainer:
                 with pytest.raises(NonFiniteLoss, match="inner_lr"):
                     await trainer.train(train((0, 4)))
-                buffers.local_P[:] = job.initial_P
+                buffers.global_P[:] = job.initial_P
                 assert (await trainer.train(train((0, 2)))).slots == ((0, 2),)
 
     uvloop.run(main())

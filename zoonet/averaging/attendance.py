@@ -46,7 +46,6 @@ class Attendance:
             self._gear.config,
             self._gear.replica,
             self._gear.averager,
-            self._growth.work,
             MemberEvents(partial(self._on_plan, coordinator), self._on_phase, self._on_staged),
         )
         chain = self._growth.chain
@@ -57,7 +56,7 @@ class Attendance:
             head=head,
             view=self._turns.view,
             slots_per_s=self._gear.replica.slots_per_s,
-            carried=self._growth.work.carried,
+            leased=self._growth.claim(),
             near=links.near,
             up_bytes_per_s=links.up_bytes_per_s,
             down_bytes_per_s=links.down_bytes_per_s,

@@ -13,6 +13,7 @@ from typing import Final
 from zoonet.averaging.messages import (
     MAX_RANGES,
     Certificate,
+    Lease,
     RoundResult,
     Share,
     Vote,
@@ -131,7 +132,7 @@ class Chain:
         if not all(is_peer_id(peer) for peer in (*members, *joiners)):
             raise ProtocolViolation("", "members or joiners that are no peers")
 
-    def check_shares(self, shares: Sequence[Share]) -> None:
+    def check_shares(self, shares: Sequence[Share | Lease]) -> None:
         """Raise ProtocolViolation where the slots are not free, each in one share at most."""
         if sum(len(share.slots) for share in shares) > MAX_RANGES:
             raise ProtocolViolation("", "shares in too many pieces")

@@ -27,6 +27,7 @@ class RoundsConfig:
 
     inner_steps: int = 25  # H, for a peer of median speed
     is_dynamic: bool = True  # other speeds take other numbers of steps
+    ahead: float = 0.0  # of its steps, that a member may train while the round is averaged
     min_founders: int = 1  # the first round waits for this many
     max_members: int = 64
     beat_s: float = 0.5  # both sides of a round say this often that they are alive
@@ -37,5 +38,7 @@ class RoundsConfig:
     def __post_init__(self) -> None:
         if self.inner_steps < 1 or self.min_founders < 1 or self.max_members < 1:
             raise ConfigError("inner_steps, min_founders and max_members are at least 1")
+        if not 0 <= self.ahead <= 8:
+            raise ConfigError("ahead is between 0 and 8 rounds")
         if self.silence_s < 3 * self.beat_s:
             raise ConfigError("silence_s must allow for at least three beats")

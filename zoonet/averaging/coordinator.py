@@ -43,7 +43,7 @@ from zoonet.averaging.plan import MAX_MEMBERS
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import ProtocolViolation, RoundFailed
-from zoonet.ranges import Ranges, count
+from zoonet.ranges import Ranges
 from zoonet.records import sign
 from zoonet.transport import Stream
 
@@ -199,9 +199,8 @@ class Coordinator:
         Where there is no work left for it, the largest lease instead.
         """
         speed = self._followers[self._me].ready.slots_per_s
-        mine = count(plan.slots_of(self._me))
-        num_slots = mine or max(count(lease.slots) for lease in plan.leases)
-        return num_slots / speed if speed > 0 else 0.0
+        num_steps = plan.lease_of(self._me).steps or max(lease.steps for lease in plan.leases)
+        return num_steps / speed if speed > 0 else 0.0
 
     def _make_plan(self) -> Round:
         roster = self.seat.roster or tuple(self._followers)
@@ -215,6 +214,7 @@ class Coordinator:
             members,
             self._config.inner_steps,
             is_dynamic=self._config.is_dynamic,
+            ahead=self._config.ahead,
             known=self.seat.leased,
         )
         return Round(

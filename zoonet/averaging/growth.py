@@ -13,13 +13,12 @@ from typing import Final
 from zoonet.averaging.chain import Chain, replaces, split_of
 from zoonet.averaging.deadlines import LearnedTimeout
 from zoonet.averaging.gear import Gear, first_error
-from zoonet.averaging.member import LocalWork
 from zoonet.averaging.messages import Certificate, Round, RoundResult
 from zoonet.averaging.rules import follows
 from zoonet.averaging.state_sync import StateSync
 from zoonet.crypto import PeerId
 from zoonet.errors import ShardUnavailable
-from zoonet.ranges import overlaps
+from zoonet.ranges import Ranges, difference, overlaps
 
 PLAN_S: Final = 45.0  # for a plan; a coordinator gathers for 30 s at most
 MINORITY_S: Final = 60.0  # before a round is believed in that most of the roster has no part in
@@ -38,7 +37,7 @@ class Growth:
 
     def __init__(self, gear: Gear, chain: Chain, on_head: Callable[[], None]) -> None:
         self.chain = chain
-        self.work = LocalWork()
+        self._leased: Ranges = ()  # to this peer by the last plan that it took part in
         self.plan: Round | None = None  # of the round that this peer takes part in
         self.is_averaging = False
         self.grown = asyncio.Condition()  # told when chain and replica agree about a new head
@@ -66,7 +65,12 @@ class Growth:
     def enter_round(self, plan: Round) -> None:
         """This peer takes part in the round of that plan."""
         self.plan = plan
+        self._leased = plan.slots_of(self._gear.me)
         self._planned_at = self._now()
+
+    def claim(self) -> Ranges:
+        """Slots that were leased to this peer, and which it may have trained already."""
+        return difference(self._leased, self.chain.done)
 
     def leave_round(self) -> None:
         """It does so no longer."""
@@ -132,11 +136,8 @@ class Growth:
         is_merged = any(share.peer == self._gear.me for share in result.contributions)
         is_here = await self._replica.commit(result.state, is_merged=is_merged)
         self._gear.averager.settle(is_certified=True, is_merged=is_merged)
-        if is_merged:
-            self.work.carried = ()
-        elif overlaps(self.work.carried, self.chain.done):
+        if overlaps(self._replica.carried, self.chain.done):
             await self._replica.drop_local()
-            self.work.carried = ()
         log.info(
             "certified round=%d members=%d contributors=%d applied=%s",
             result.index,
@@ -179,7 +180,7 @@ class Growth:
             self._turn_to_head()
             if is_split:
                 await self._replica.drop_local()
-                self.work.carried = ()
+                self._leased = ()
             for certificate in theirs.certificates[split:]:
                 await self._apply(certificate.result)
             await self._tell_growth()
@@ -216,7 +217,6 @@ class Growth:
         if last is None or self.is_up_to_date:
             return
         self._gear.events.on_phase("joining")
-        self.work.carried = ()
         others = [peer for peer in donors if peer != self._gear.me]
         if not others:
             raise ShardUnavailable("nobody is left who holds the state at the chain's head")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 
-from zoonet.averaging.messages import MAX_RANGES, Ready, Share
+from zoonet.averaging.messages import MAX_RANGES, Lease, Ready
 from zoonet.crypto import PeerId
 from zoonet.ranges import Ranges, count, difference, is_normal, overlaps, take, union
 
@@ -34,9 +35,9 @@ def local_steps(
     return steps
 
 
-def most_slots(inner_steps: int) -> int:
+def most_slots(inner_steps: int, ahead: float = 0.0) -> int:
     """The most slots that one member may be leased in one round."""
-    return max(1, round(inner_steps * SPEED_LIMITS[1]))
+    return max(1, math.ceil(inner_steps * SPEED_LIMITS[1] * (1 + ahead)))
 
 
 def lease(
@@ -45,31 +46,39 @@ def lease(
     inner_steps: int,
     *,
     is_dynamic: bool = True,
+    ahead: float = 0.0,
     known: Mapping[PeerId, Ranges] | None = None,
-) -> tuple[Share, ...]:
+) -> tuple[Lease, ...]:
     """Hand out slots to members, in the order of their ids.
 
-    A member keeps the slots that it has trained but that no round has certified yet (`carried`),
-    where they are free and nobody else has a better claim; the rest are new. `known` says which
-    slots the coordinator has seen leased to whom before: that claim is the better one, and of two
-    who merely say so neither gets them. Towards the end of the job what is left is shared out in
-    the same proportions.
+    A member gets `ahead` times as many slots beyond those of the round, for it to go on with
+    meanwhile, and keeps what was leased to it before and is not certified yet (`Ready.leased`),
+    where nobody else has a better claim. `known` says which slots the coordinator has seen leased
+    to whom before: that claim is the better one, and of two who merely say so neither gets them.
+    What was leased to peers that are not here comes last: they may come back with it trained.
+    Towards the end of the job what is left is shared out in the same proportions.
     """
     speeds = {peer: members[peer].slots_per_s for peer in sorted(members)}
-    wanted = local_steps(speeds, inner_steps, is_dynamic=is_dynamic)
+    steps = local_steps(speeds, inner_steps, is_dynamic=is_dynamic)
     pieces = max(1, MAX_RANGES // max(1, len(members)))
-    claims = {peer: members[peer].carried for peer in speeds}
-    carried = _settle(claims, free, known or {}, most_slots(inner_steps), pieces // 2)
-    free = difference(free, (piece for kept in carried.values() for piece in kept))
-    new = {peer: max(0, wanted[peer] - count(carried[peer])) for peer in wanted}
-    new = _fit(new, count(free))
-    shares = []
+    claims = {peer: members[peer].leased for peer in speeds}
+    most = most_slots(inner_steps, ahead)
+    kept = _settle(claims, free, known or {}, most, pieces // 2)
+    free = difference(free, (piece for slots in kept.values() for piece in slots))
+    absent = (slots for peer, slots in (known or {}).items() if peer not in members)
+    fresh = difference(free, (piece for slots in absent for piece in slots))
+    new = {peer: max(0, math.ceil(steps[peer] * (1 + ahead)) - count(kept[peer])) for peer in steps}
+    if sum(new.values()) > count(fresh):
+        fresh = free
+        new = _fit(new, count(fresh))
+    leases = []
     for peer in speeds:
-        taken, _ = take(free, new[peer])
-        taken = taken[: pieces - len(carried[peer])]
-        free = difference(free, taken)
-        shares.append(Share(peer, union(carried[peer], taken)))
-    return tuple(shares)
+        taken, _ = take(fresh, new[peer])
+        taken = taken[: pieces - len(kept[peer])]
+        fresh = difference(fresh, taken)
+        slots = union(kept[peer], taken)
+        leases.append(Lease(peer, slots, min(steps[peer], count(slots))))
+    return tuple(leases)
 
 
 def _settle(
@@ -79,7 +88,7 @@ def _settle(
     most: int,
     most_pieces: int,
 ) -> dict[PeerId, Ranges]:
-    """What each member keeps of the work that it says it has done; all of its claim or nothing."""
+    """What each member keeps of what it says was leased to it: all of its claim or nothing."""
     sound = {
         peer: claim
         for peer, claim in claims.items()

@@ -25,6 +25,7 @@ from zoonet.averaging.messages import (
     Failed,
     FromCoordinator,
     FromMember,
+    Lease,
     Planned,
     Ready,
     Round,
@@ -71,13 +72,6 @@ class NoPlan(RoundFailed):
     """The coordinator is there, but plans nothing."""
 
 
-@dataclass(slots=True)
-class LocalWork:
-    """Slots that the replica has trained and that no certified round holds yet."""
-
-    carried: Ranges = ()
-
-
 @dataclass(frozen=True, slots=True)
 class MemberEvents:
     """What the outside wants to know of, or must do, while a round runs."""
@@ -97,7 +91,6 @@ class Member:
         config: RoundsConfig,
         replica: Replica,
         averager: Averager,
-        work: LocalWork,
         events: MemberEvents,
     ) -> None:
         self._peer_id = peer_id
@@ -105,12 +98,12 @@ class Member:
         self._config = config
         self._replica = replica
         self._averager = averager
-        self._work = work
         self._events = events
         self._attempts: asyncio.Queue[Attempt] = asyncio.Queue(1)  # the newest
         self._last_attempt: Attempt | None = None
         self._explained = -1  # the newest attempt whose slices were told
-        self._root = bytes(32)  # of what this peer has committed to
+        self._slots: Ranges = ()  # that this peer has reported to have done
+        self._root = bytes(32)  # of what it has committed to
         self._lock = asyncio.Lock()
         self.plan: Round | None = None
         self.record = b""  # the plan as its coordinator signed it
@@ -136,7 +129,7 @@ class Member:
             tasks.create_task(self._listen(stream))
             await self._events.on_plan(self.plan, self.record)
             if self._peer_id in self.plan.members:
-                await self._train(stream, chain.num_done)
+                await self._train(stream, ready.leased, chain.num_done)
             self._events.on_phase("averaging")
             await self._average(stream)
 
@@ -216,7 +209,7 @@ class Member:
             self.plan,
             coordinator,
             before=self._last_attempt,
-            mine=Share(self._peer_id, self._work.carried),
+            mine=Share(self._peer_id, self._slots),
             root=self._root,
             num_parameters=self._replica.num_parameters,
         )
@@ -228,53 +221,55 @@ class Member:
 
     # --- working ------------------------------------------------------------------------------
 
-    async def _train(self, stream: Stream, num_done: int) -> None:
+    async def _train(self, stream: Stream, claim: Ranges, num_done: int) -> None:
         assert self.plan is not None
-        leased = self.plan.slots_of(self._peer_id)
-        if difference(self._work.carried, leased):
-            log.info("local work was not taken on; dropping slots=%d", count(self._work.carried))
+        lease = self.plan.lease_of(self._peer_id)
+        carried = self._replica.carried
+        if difference(union(claim, carried), lease.slots):
+            # It may hold work on slots that are others' now, and what is mixed cannot be parted.
+            log.info("local work was not taken on; dropping slots=%d", count(carried))
             await self._replica.drop_local()
-            self._work.carried = ()
-        new = difference(leased, self._work.carried)
-        if new:
+        if lease.slots:
             self._events.on_phase("training")
-            planned = sum(count(share.slots) for share in self.plan.leases)
-            await self._train_slots(new, num_done, planned)
-        if self._work.carried:
+            await self._train_slots(lease, num_done, self.plan.num_steps)
             await self._commit()
-        await self._say(stream, Done(slots=self._work.carried, root=self._root))
+        await self._say(stream, Done(slots=self._slots, root=self._root))
 
     async def _commit(self) -> None:
         """Settle on what to contribute, before anybody is sent a byte of it."""
+        self._slots = self._replica.carried
+        if not self._slots:
+            return
         try:
             self._root = await self._averager.commit(await self._replica.pseudo_gradient())
         except WorkLost as error:
             log.warning("%s", error)
             await self._replica.drop_local()
-            self._work.carried = ()
+            self._slots = ()
 
-    async def _train_slots(self, slots: Ranges, num_done: int, num_planned: int) -> None:
+    async def _train_slots(self, lease: Lease, num_done: int, num_planned: int) -> None:
         """Train, and where the round ends meanwhile keep what has been trained until then."""
         training = asyncio.ensure_future(
-            self._replica.train(slots, num_done=num_done, num_planned=num_planned)
+            self._replica.train(
+                lease.slots, steps=lease.steps, num_done=num_done, num_planned=num_planned
+            )
         )
         try:
             await asyncio.shield(training)
         except asyncio.CancelledError:
             self._replica.stop()
-            await self._keep(training)
+            await self._outlast(training)
             raise
         except WorkLost:
-            pass  # `_keep` says so
-        await self._keep(training)
+            pass  # `_outlast` says so
+        await self._outlast(training)
 
-    async def _keep(self, training: asyncio.Future[Ranges]) -> None:
+    async def _outlast(self, training: asyncio.Future[Ranges]) -> None:
         try:
-            self._work.carried = union(self._work.carried, await training)
+            await training
         except WorkLost as error:
             log.warning("this round's local work is lost: %s", error)
             await self._replica.drop_local()
-            self._work.carried = ()
 
     async def _average(self, stream: Stream) -> None:
         """Follow one attempt after the other; a newer one ends the one under way."""

@@ -1,7 +1,7 @@
 """What members of a job say to each other about rounds, and the certificates they keep.
 
-A `Share` is a peer with some data slots: leased to it in a `Round`, trained and averaged in by it
-in a `RoundResult`. Members and shares always stand in the order of peer ids.
+A `Lease` is what a `Round` gives a peer to train, a `Share` what a `RoundResult` says that it
+contributed. Members, leases and shares always stand in the order of peer ids.
 """
 
 from __future__ import annotations
@@ -34,6 +34,19 @@ class Share(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     slots: Slots
 
 
+class Lease(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a round hands to a member: data slots, and how many of them it is to contribute.
+
+    With the others it goes on while the round is averaged; they are leased to it again in the
+    next round.
+    """
+
+    peer: Peer
+    slots: Slots
+    steps: Natural
+
+
+Leases = Annotated[tuple[Lease, ...], Meta(max_length=MAX_MEMBERS)]
 Shares = Annotated[tuple[Share, ...], Meta(max_length=MAX_MEMBERS)]
 
 
@@ -41,7 +54,7 @@ Shares = Annotated[tuple[Share, ...], Meta(max_length=MAX_MEMBERS)]
 class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The coordinator's plan of one round: who trains which slots, and who joins."""
 
-    KIND: ClassVar[str] = "round/1"
+    KIND: ClassVar[str] = "round/2"
     MAX_BYTES: ClassVar[int] = 64 * 1024
     MAX_LIFETIME_S: ClassVar[float] = 24 * 3600.0
 
@@ -49,7 +62,7 @@ class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     index: Natural
     view: View
     parent: Digest
-    leases: Shares
+    leases: Leases
     joiners: Peers = ()
 
     def key(self) -> str:
@@ -60,9 +73,19 @@ class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """Those who train, contribute and vote."""
         return tuple(PeerId(lease.peer) for lease in self.leases)
 
+    def lease_of(self, peer_id: PeerId) -> Lease:
+        """What is leased to the peer: nothing, where it is no member."""
+        nothing = Lease(peer_id, (), 0)
+        return next((lease for lease in self.leases if lease.peer == peer_id), nothing)
+
     def slots_of(self, peer_id: PeerId) -> Ranges:
         """Slots leased to the peer."""
-        return next((lease.slots for lease in self.leases if lease.peer == peer_id), ())
+        return self.lease_of(peer_id).slots
+
+    @property
+    def num_steps(self) -> int:
+        """Inner steps that the round asks of all its members."""
+        return sum(lease.steps for lease in self.leases)
 
 
 class Attempt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -150,7 +173,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready", forbid_unknown_field
     up_bytes_per_s: Rate = 0.0  # as measured, 0 while unknown
     down_bytes_per_s: Rate = 0.0
     lan_bytes_per_s: Rate = 0.0
-    carried: Slots = ()  # trained, but not averaged in yet
+    leased: Slots = ()  # to it by the last plan that it had, and not certified yet
 
 
 class Beat(Struct, frozen=True, kw_only=True, tag="beat", forbid_unknown_fields=True):

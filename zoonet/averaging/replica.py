@@ -34,16 +34,22 @@ class Replica(Protocol):
 
     @property
     def num_trained(self) -> int:
-        """Slots trained so far in the current call of `train`."""
+        """Slots of local work trained so far."""
         ...
 
-    async def train(self, slots: Ranges, *, num_done: int, num_planned: int) -> Ranges:
-        """Train these slots on top of the local work; return those that were trained.
+    @property
+    def carried(self) -> Ranges:
+        """Slots of local work: trained, and in no certified round yet, as last told of."""
+        ...
 
-        `num_done` slots are certified, `num_planned` are leased to all members of this round:
-        together they give the position on the learning-rate schedule. Raises WorkLost where the
-        local work is gone, TrainingError where the job cannot go on here. Do not cancel it: call
-        `stop` and wait.
+    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
+        """Return `carried` once it holds `steps` slots; the pseudo-gradient is the work of these.
+
+        `slots`, which hold all of `carried`, are what may be trained, in order. Those beyond
+        `steps` are trained in the background afterwards. `num_done` slots are certified,
+        `num_planned` steps are asked of all members of this round: together they give the position
+        on the learning-rate schedule. Raises WorkLost where the local work is gone, TrainingError
+        where the job cannot go on here. Do not cancel it: call `stop` and wait.
         """
         ...
 
@@ -52,7 +58,7 @@ class Replica(Protocol):
         ...
 
     async def pseudo_gradient(self) -> Vector:
-        """Return theta_outer - theta_local (P,), finite."""
+        """Return theta_outer - theta_local (P,), finite, as the last call of `train` left it."""
         ...
 
     async def stage(self, mean_P: Vector) -> bytes:
@@ -62,8 +68,8 @@ class Replica(Protocol):
     async def commit(self, state: bytes, *, is_merged: bool) -> bool:
         """Make the staged copy the state, and tell whether it was the copy of that digest.
 
-        `is_merged` tells whether the local work is part of it; if not, it is carried along on
-        top of the new state.
+        `is_merged` tells whether what `train` has returned is part of it; if not, it is carried
+        along on top of the new state, as what was trained since is in any case.
         """
         ...
 

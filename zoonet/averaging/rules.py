@@ -38,9 +38,13 @@ def check_plan(plan: Round, coordinator: PeerId, chain: Chain, config: RoundsCon
 
 
 def _check_fairness(plan: Round, coordinator: PeerId, num_free: int, config: RoundsConfig) -> None:
-    most = most_slots(config.inner_steps)
+    most = most_slots(config.inner_steps, config.ahead)
     if any(count(lease.slots) > most for lease in plan.leases):
         raise ProtocolViolation(coordinator, "a plan that leases more than a member can train")
+    if any(lease.steps > count(lease.slots) for lease in plan.leases):
+        raise ProtocolViolation(coordinator, "a plan that asks for more than it leases")
+    if any(lease.slots and not lease.steps for lease in plan.leases):
+        raise ProtocolViolation(coordinator, "a plan that leases slots and asks for none")
     has_idle = any(not lease.slots for lease in plan.leases)
     if has_idle and num_free >= most * len(plan.members):
         raise ProtocolViolation(coordinator, "a plan that leaves members without work")

@@ -3,7 +3,8 @@
 ::
 
     global_P   outer parameters of the last certified round   node writes, trainer reads
-    local_P    where to start; afterwards theta_local          both, one at a time
+    local_P    theta_local, as last told of; then what moves    both, one at a time
+               the trainer's parameters on to the next round
     inner_N    mirror of the inner optimizer's state           trainer writes, node copies
 
 P = flat parameters, N = 2P + 1: two moments and the number of steps taken (fp32, as torch counts)

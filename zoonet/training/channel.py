@@ -37,13 +37,15 @@ class Channel:
         except OSError as error:
             raise PipeClosed from error
 
+    def poll(self) -> Command | None:
+        """Return the command that has arrived, if one has; never waits. Raises PipeClosed."""
+        readable, _, _ = select.select([self._pipe], [], [], 0)
+        return self.receive() if readable else None
+
     def pending_stop(self) -> Stop | None:
         """Return the Stop that has arrived, if one has; never waits. Raises PipeClosed."""
-        readable, _, _ = select.select([self._pipe], [], [], 0)
-        if not readable:
-            return None
-        command = self.receive()
-        if not isinstance(command, Stop):
+        command = self.poll()
+        if command is not None and not isinstance(command, Stop):
             raise RuntimeError(f"{type(command).__name__} arrived while another command ran")
         return command
 

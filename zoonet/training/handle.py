@@ -28,6 +28,8 @@ from zoonet.training.messages import (
     Evaluated,
     Event,
     Failed,
+    Merge,
+    Merged,
     Ready,
     Sample,
     Sampled,
@@ -44,7 +46,7 @@ from zoonet.training.messages import (
 logger = logging.getLogger(__name__)
 
 OnStep = Callable[[StepDone], None]
-AnswerT = TypeVar("AnswerT", Ready, Trained, Evaluated, Sampled)
+AnswerT = TypeVar("AnswerT", Ready, Trained, Merged, Evaluated, Sampled)
 
 _GOODBYE_S = 2.0  # between closing the pipe and killing the process
 _STDERR_LINES = 30
@@ -67,7 +69,15 @@ class Trainer(Protocol):
         ...
 
     async def train(self, command: Train, on_step: OnStep | None = None) -> Trained:
-        """Train the slots from `local_P`; leaves theta_local there and the inner state."""
+        """Train until what the command asks for is there; leaves theta_local in `local_P`.
+
+        Then goes on with the command's other slots by itself. A call that was cancelled leaves
+        nothing behind: the next command has to be fresh.
+        """
+        ...
+
+    async def merge(self, *, is_merged: bool) -> None:
+        """Add `local_P`, which must not change meanwhile, to the parameters being trained."""
         ...
 
     async def stop(self) -> None:
@@ -148,6 +158,9 @@ class TrainerProcess:
 
     async def train(self, command: Train, on_step: OnStep | None = None) -> Trained:
         return await self._request(command, Trained, on_step)
+
+    async def merge(self, *, is_merged: bool) -> None:
+        await self._request(Merge(is_merged=is_merged), Merged)
 
     async def stop(self) -> None:
         if self._is_training:

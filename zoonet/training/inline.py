@@ -9,11 +9,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from zoonet import ranges
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import OnStep
-from zoonet.training.messages import Evaluated, Sample, Start, StepDone, Train, Trained
-from zoonet.training.session import TrainingSession, each, position
+from zoonet.training.messages import Evaluated, Sample, Start, Train, Trained
+from zoonet.training.session import TrainingSession
+from zoonet.training.workload import Workload
 
 
 class InlineTrainer:
@@ -23,7 +23,9 @@ class InlineTrainer:
         self._session = session
         self._buffers = buffers
         self._step_s = step_s
+        self._work = Workload(session, buffers, asyncio.get_running_loop().time)
         self._lock = asyncio.Lock()
+        self._ahead: asyncio.Task[None] | None = None
         self._is_stopped = False
         self.device = str(session.device)
         self.layout = session.layout
@@ -35,50 +37,67 @@ class InlineTrainer:
     ) -> AsyncIterator[InlineTrainer]:
         """Load the job. Each step takes `step_s` on the loop's clock. Raises ConfigError."""
         with TrainingSession(start) as session:
-            yield cls(session, buffers, step_s)
+            trainer = cls(session, buffers, step_s)
+            try:
+                yield trainer
+            finally:
+                await trainer._rest()
 
     async def train(self, command: Train, on_step: OnStep | None = None) -> Trained:
-        async with self._lock:
+        async with self._paused():
             self._is_stopped = False
-            return await self._train(command, on_step)
+            try:
+                trained = await self._train(command, on_step)
+            except BaseException:
+                self._work.abandon()
+                raise
+            return trained
 
     async def _train(self, command: Train, on_step: OnStep | None) -> Trained:
-        session, loop = self._session, asyncio.get_running_loop()
-        started = loop.time()
-        session.begin_round(
-            self._buffers.local_P, self._buffers.inner_N if command.has_inner_state else None
-        )
-        num_slots, steps, loss_sum = ranges.count(command.slots), 0, 0.0
-        for slot in each(command.slots):
+        self._work.take_on(command)
+        while not self._work.is_due:
             await asyncio.sleep(self._step_s)
             if self._is_stopped:
                 break
-            session.step(slot, position(command, steps, num_slots, session.spec.tokens))
-            steps += 1
-            loss = session.take_loss()
-            loss_sum += loss
-            if on_step is not None:
-                speed = steps * session.tokens_per_step / max(1e-9, loop.time() - started)
-                on_step(StepDone(steps=steps, of=num_slots, loss=loss, tokens_per_s=speed))
-        session.finish_round(self._buffers.local_P, self._buffers.inner_N)
-        return Trained(
-            round=command.round,
-            slots=ranges.take(command.slots, steps)[0],
-            loss=loss_sum / max(1, steps),
-            tokens=steps * session.tokens_per_step,
-            seconds=loop.time() - started,
-        )
+            self._work.step()
+            if on_step is not None and (progress := self._work.progress()) is not None:
+                on_step(progress)
+        return self._work.report()
+
+    async def merge(self, *, is_merged: bool) -> None:
+        async with self._paused():
+            self._work.merge(is_merged=is_merged)
 
     async def stop(self) -> None:
         self._is_stopped = True
 
     async def evaluate(self, max_tokens: int = 0) -> Evaluated:
-        async with self._lock:
+        async with self._paused():
             loss, tokens = self._session.evaluate(
                 self._buffers.global_P, max_tokens=max_tokens, is_stopped=lambda: False
             )
             return Evaluated(loss=loss, tokens=tokens)
 
     async def sample(self, request: Sample) -> str:
-        async with self._lock:
+        async with self._paused():
             return self._session.sample(self._buffers.global_P, request)
+
+    @asynccontextmanager
+    async def _paused(self) -> AsyncIterator[None]:
+        """Do one thing at a time; between them train ahead."""
+        async with self._lock:
+            await self._rest()
+            yield
+            if self._work.is_more:
+                self._ahead = asyncio.create_task(self._go_on())
+
+    async def _rest(self) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
+            self._ahead = None
+
+    async def _go_on(self) -> None:
+        while self._work.is_more:
+            await asyncio.sleep(self._step_s)
+            self._work.step_ahead()

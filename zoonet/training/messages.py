@@ -37,16 +37,32 @@ class Start(Message, frozen=True, kw_only=True, tag="start"):
 
 
 class Train(Message, frozen=True, kw_only=True, tag="train"):
-    """Take one inner step on each slot, in order, from `local_P`. Answered by Trained or Failed.
+    """Take one inner step on each slot, in order. Answered by Trained or Failed.
 
-    Afterwards `local_P` holds theta_local and `inner_N` the inner optimizer's state.
+    The answer comes once `steps` slots of local work are trained, `num_carried` of which were told
+    of before; then `local_P` holds theta_local and `inner_N` the inner optimizer's state. The
+    trainer goes on with the other slots by itself until it is told otherwise; the answer to the
+    next Train tells of them.
     """
 
     round: int
-    slots: Ranges
+    slots: Ranges  # not those that were told of before
+    steps: int
+    num_carried: int
     tokens_done: int  # of the job, certified before this round
     tokens_planned: int  # of this round, by all its members: the learning rate moves on by them
-    has_inner_state: bool  # whether `inner_N` holds a state to go on with
+    is_fresh: bool  # start from `global_P`, and from nothing trained before
+    has_inner_state: bool  # whether `inner_N` holds a state to go on with, where that is fresh
+
+
+class Merge(Message, frozen=True, kw_only=True, tag="merge"):
+    """A round is certified: add `local_P` to the parameters. Answered by Merged or Failed.
+
+    `is_merged` tells whether the round holds the work of the last answer: where nothing was
+    trained since, the parameters become `global_P`, to the bit.
+    """
+
+    is_merged: bool
 
 
 class Stop(Message, frozen=True, kw_only=True, tag="stop"):
@@ -88,13 +104,18 @@ class StepDone(Message, frozen=True, kw_only=True, tag="step"):
 
 
 class Trained(Message, frozen=True, kw_only=True, tag="trained"):
-    """The answer to Train. After a Stop, `slots` are those that were finished."""
+    """The answer to Train: which slots were trained since the last answer."""
 
     round: int
     slots: Ranges
     loss: float  # mean over the steps; 0 where there were none
     tokens: int
-    seconds: float
+    seconds: float  # that these steps took
+    idle_s: float = 0.0  # since the last answer, without anything to train
+
+
+class Merged(Message, frozen=True, kw_only=True, tag="merged"):
+    """The answer to Merge."""
 
 
 class Evaluated(Message, frozen=True, kw_only=True, tag="evaluated"):
@@ -117,8 +138,8 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     message: str
 
 
-Command = Start | Train | Stop | Evaluate | Sample
-Answer = Ready | Trained | Evaluated | Sampled | Failed
+Command = Start | Train | Merge | Stop | Evaluate | Sample
+Answer = Ready | Trained | Merged | Evaluated | Sampled | Failed
 Event = Answer | StepDone
 
 _ENCODER = msgspec.msgpack.Encoder()

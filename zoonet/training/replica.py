@@ -26,7 +26,7 @@ from zoonet.errors import (
     WorkLost,
 )
 from zoonet.exact import Vector
-from zoonet.ranges import Ranges, count
+from zoonet.ranges import Ranges, count, difference, union
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import Layout
 from zoonet.training.handle import Trainer
@@ -87,6 +87,10 @@ class TrainingReplica:
         self._digests = chunk_digests(buffers.global_P, self._momentum_P)
         self._spare_digests: tuple[bytes, ...] = ()  # empty: the spare holds nothing whole
         self._is_staged = False
+        self.carried: Ranges = ()  # local work: trained slots that no certified round holds
+        self._told: Ranges = ()  # those of them whose work lies in `local_P`
+        self._is_fresh = True  # the trainer has nothing of it, and starts from the outer parameters
+        self._merging: asyncio.Task[None] | None = None
         self._has_inner_state = False
         self._num_failures = 0
         self._num_rounds = 0
@@ -120,7 +124,10 @@ class TrainingReplica:
         try:
             async with replica._stack:
                 await replica._start_trainer()
-                yield replica
+                try:
+                    yield replica
+                finally:
+                    await replica._end_merge()
         finally:
             replica._release()
 
@@ -151,28 +158,29 @@ class TrainingReplica:
 
     # --- local work ---------------------------------------------------------------------------
 
-    async def train(self, slots: Ranges, *, num_done: int, num_planned: int) -> Ranges:
+    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
         """Train slots on top of the local work; see `zoonet.averaging.Replica.train`."""
         self._idle.clear()
         self._is_stopped = False
-        self.num_trained = 0
         try:
             await self._evaluate_if_due()
-            if self._is_stopped:
-                return ()
+            await self._merged()
             command = Train(
                 round=self._num_rounds,
-                slots=slots,
+                slots=difference(slots, self.carried),
+                steps=0 if self._is_stopped else steps,
+                num_carried=count(self.carried),
                 tokens_done=num_done * self._tokens_per_slot,
                 tokens_planned=num_planned * self._tokens_per_slot,
+                is_fresh=self._is_fresh,
                 has_inner_state=self._has_inner_state,
             )
-            trained = await self._checked_training(command)
+            await self._checked_training(command)
         finally:
             self._idle.set()
-        return trained
+        return self.carried
 
-    async def _checked_training(self, command: Train) -> Ranges:
+    async def _checked_training(self, command: Train) -> None:
         assert self._trainer is not None
         try:
             trained = await self._trainer.train(command, self._on_step)
@@ -181,14 +189,28 @@ class TrainingReplica:
         except (OutOfDeviceMemory, ConfigError):
             raise
         except TrainingError as error:
-            await self._recover(error)
+            await self._lose_work(error)
             raise WorkLost(str(error)) from error
+        except BaseException:  # cancelled: the trainer has forgotten what it did
+            self._forget_work()
+            raise
         self._num_failures = 0
         self._has_inner_state = True
+        self._is_fresh = False
+        self.carried = self._told = union(self.carried, trained.slots)
+        self.num_trained = count(self.carried)
         self._note_speed(count(trained.slots), trained.seconds)
         if trained.tokens:
             self._events.on_trained(trained.loss, trained.tokens / max(1e-9, trained.seconds))
-        return trained.slots
+
+    def _forget_work(self) -> None:
+        self.carried = self._told = ()
+        self.num_trained = 0
+        self._is_fresh = True
+
+    async def _lose_work(self, error: TrainingError) -> None:
+        self._forget_work()
+        await self._recover(error)
 
     async def _recover(self, error: TrainingError) -> None:
         """After a NaN nothing is broken; after the trainer's death start another one."""
@@ -224,7 +246,7 @@ class TrainingReplica:
         await self._idle.wait()
 
     async def pseudo_gradient(self) -> Vector:
-        """Return theta_outer - theta_local (P,)."""
+        """Return theta_outer - theta_local (P,), as `train` has left it."""
         async with self._lock:
             theta_P, local_P = self._buffers.global_P, self._buffers.local_P
             return await self._compute(lambda: np.subtract(theta_P, local_P))
@@ -232,8 +254,8 @@ class TrainingReplica:
     async def drop_local(self) -> None:
         """Forget the local work."""
         await self._wait_idle()
-        async with self._lock:
-            self._buffers.local_P[:] = self._buffers.global_P
+        await self._merged()
+        self._forget_work()
 
     # --- evaluation ---------------------------------------------------------------------------
 
@@ -252,7 +274,8 @@ class TrainingReplica:
     async def evaluate(self, num_rounds: int) -> Evaluation:
         """Measure the outer parameters on `eval_tokens` held-out tokens.
 
-        A trainer that dies over it is replaced once. Raises TrainingError.
+        A trainer that dies over it is replaced once; the local work is lost with it. Raises
+        TrainingError.
         """
         async with self._lock:
             measured = await self._measure()
@@ -267,7 +290,7 @@ class TrainingReplica:
         except (OutOfDeviceMemory, WorkLost):
             raise
         except TrainingError as error:
-            await self._recover(error)
+            await self._lose_work(error)
             return await self._trainer.evaluate(self._spec.eval_tokens)
 
     # --- the outer step -----------------------------------------------------------------------
@@ -301,21 +324,51 @@ class TrainingReplica:
             if not self._is_staged or root_digest(self._spare_digests) != state:
                 return False
             self._is_staged = False
+            await self._merged()
             await self._compute(lambda: self._swap(is_merged))
-            return True
+        if is_merged:
+            self.carried = difference(self.carried, self._told)
+        self._told = ()
+        if not self._is_fresh:
+            self._merging = asyncio.create_task(self._merge(is_merged))
+        return True
 
     def _swap(self, is_merged: bool) -> None:
+        """Make the spare the state, and `local_P` what the trainer has to move by.
+
+        What it has trained since it told of its work stays on top of the new parameters; so does
+        that work itself, where the round does not hold it.
+        """
         theta_P, local_P = self._buffers.global_P, self._buffers.local_P
-        if is_merged:
-            local_P[:] = self._spare_theta_P
-        else:  # new theta - (old theta - local): the local work moves along
-            np.subtract(theta_P, local_P, out=local_P)
-            np.subtract(self._spare_theta_P, local_P, out=local_P)
+        np.subtract(self._spare_theta_P, local_P if is_merged else theta_P, out=local_P)
+        self._take_spare()
+
+    def _take_spare(self) -> None:
+        theta_P = self._buffers.global_P
         old_theta_P = theta_P.copy()
         theta_P[:] = self._spare_theta_P
         self._spare_theta_P = old_theta_P
         self._momentum_P, self._spare_momentum_P = self._spare_momentum_P, self._momentum_P
         self._digests, self._spare_digests = self._spare_digests, self._digests
+
+    async def _merge(self, is_merged: bool) -> None:
+        """Have the trainer move on; it may be in the middle of a step."""
+        assert self._trainer is not None
+        try:
+            await self._trainer.merge(is_merged=is_merged)
+        except TrainingError as error:
+            await self._lose_work(error)
+
+    async def _end_merge(self) -> None:
+        if self._merging is not None:
+            self._merging.cancel()
+            await asyncio.gather(self._merging, return_exceptions=True)
+
+    async def _merged(self) -> None:
+        """Return when the trainer has moved on. Raises TrainingError where it cannot any more."""
+        if self._merging is not None:
+            await asyncio.shield(self._merging)
+            self._merging = None
 
     # --- handing the state to joiners ---------------------------------------------------------
 
@@ -350,7 +403,9 @@ class TrainingReplica:
             if root_digest(adopted) != state or list(adopted) != digests:
                 raise DigestMismatch("", "chunks that do not make up the state")
             self._spare_digests = adopted
-            await self._compute(lambda: self._swap(is_merged=True))
+            await self._merged()
+            await self._compute(self._take_spare)
+        self._forget_work()
 
     def _fill_spare(self, chunks: list[bytes]) -> tuple[bytes, ...]:
         if len(chunks) != num_chunks(self.num_parameters):

@@ -6,6 +6,7 @@ No pipe, no loop, no clock. P = flat parameters, N = 2P + 1 (inner state), B = s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +36,7 @@ Vector = NDArray[np.float32]
 class TrainingSession:
     """Holds model, optimizer and data of a job. Raises ConfigError, OutOfDeviceMemory.
 
-    A round is `begin_round`, `step` for each slot, `finish_round`.
+    Training is `begin`, then `step` for each slot; `finish_round` writes down where it stands.
     """
 
     def __init__(self, start: Start) -> None:
@@ -87,7 +88,7 @@ class TrainingSession:
         self._train_tokens.close()
         self._heldout_tokens.close()
 
-    def begin_round(self, theta_P: Vector, inner_N: Vector | None) -> None:
+    def begin(self, theta_P: Vector, inner_N: Vector | None) -> None:
         """Start from these parameters, and from this inner state or none."""
         self._flat.load_(theta_P)
         if inner_N is None:
@@ -120,8 +121,17 @@ class TrainingSession:
             raise NonFiniteLoss(f"the training loss became {mean}; lower training.inner_lr")
         return mean
 
+    def shift(self, by_P: Vector) -> None:
+        """Move the parameters, as others' work asks for; the inner state stays."""
+        with memory_errors_told(f"a shift of {self._size}"), torch.no_grad():
+            self._flat.theta_P += torch.from_numpy(by_P).to(self.device)
+
+    def reload(self, theta_P: Vector) -> None:
+        """Replace the parameters; the inner state stays."""
+        self._flat.load_(theta_P)
+
     def finish_round(self, theta_P: Vector, inner_N: Vector) -> None:
-        """Write theta_local and the inner state.
+        """Write theta_local and the inner state; more steps may follow.
 
         Raises NonFiniteLoss or OutOfDeviceMemory, and then writes nothing.
         """
@@ -137,11 +147,27 @@ class TrainingSession:
     ) -> tuple[float, int]:
         """Return the mean held-out loss in nats and the number of tokens it is over.
 
-        `is_stopped` is asked between batches; then only what was seen so far counts.
+        `is_stopped` is asked between batches; then only what was seen so far counts. Training
+        goes on afterwards as if nothing had been.
         Raises NonFiniteLoss, and OutOfDeviceMemory where even one window does not fit.
         """
+        with self._looking_at(theta_P):
+            return self._evaluate(max_tokens, is_stopped)
+
+    @contextmanager
+    def _looking_at(self, theta_P: Vector) -> Iterator[None]:
+        """Put other parameters into the model for a while, not to train them."""
+        kept_P = np.empty_like(theta_P)
+        self._flat.store(kept_P)
         self._flat.load_(theta_P)
         self._flat.model.eval()
+        try:
+            yield
+        finally:
+            self._flat.load_(kept_P)
+            self._flat.model.train()
+
+    def _evaluate(self, max_tokens: int, is_stopped: Callable[[], bool]) -> tuple[float, int]:
         context = self.model_spec.context
         size = max(self.spec.batch_size, _EVAL_TOKENS_PER_BATCH // context)
         if not self._flat.model.is_batch_separable:
@@ -166,10 +192,8 @@ class TrainingSession:
         if self._tokenizer_path.stat().st_size > MAX_TOKENIZER_BYTES:
             raise ConfigError(f"the tokenizer is larger than {MAX_TOKENIZER_BYTES} bytes")
         tokenizer = load_tokenizer(self._tokenizer_path.read_bytes())
-        self._flat.load_(theta_P)
-        self._flat.model.eval()
         prompt_T = tokenizer.encode(request.prompt or "\n")
-        with memory_errors_told("a sample"):
+        with self._looking_at(theta_P), memory_errors_told("a sample"):
             ids_T = generate(
                 self._flat.model,
                 prompt_T,
@@ -191,9 +215,13 @@ def each(slots: Ranges) -> Iterator[int]:
         yield from range(start, stop)
 
 
-def position(command: Train, step: int, num_steps: int, total_tokens: int) -> float:
-    """Return how far in [0, 1] the job is, in the middle of a peer's n-th step of a round."""
-    planned = command.tokens_planned * (step + 0.5) / num_steps
+def position(command: Train, step: int, total_tokens: int) -> float:
+    """Return how far in [0, 1] the job is, in the middle of a step of a peer's local work.
+
+    `step` counts from the first one that no certified round holds; those beyond the command's
+    `steps` will be the next round's.
+    """
+    planned = command.tokens_planned * (step + 0.5) / max(1, command.steps)
     return min(1.0, (command.tokens_done + planned) / total_tokens)
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from zoonet import config, ranges
+from zoonet import config
 from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.channel import Channel, PipeClosed
@@ -28,18 +28,19 @@ from zoonet.training.messages import (
     Evaluate,
     Evaluated,
     Failed,
+    Merge,
+    Merged,
     Ready,
     Sample,
     Sampled,
     Start,
-    StepDone,
     Stop,
     Train,
     Trained,
 )
-from zoonet.training.session import TrainingSession, each, position
+from zoonet.training.session import TrainingSession
+from zoonet.training.workload import Workload
 
-_REPORT_INTERVAL_S = 0.25
 _PR_SET_PDEATHSIG = 1
 
 
@@ -50,28 +51,34 @@ class Trainer:
         self._channel = channel
         self._buffers = buffers
         self._session = session
+        self._work = Workload(session, buffers, time.monotonic)
         self._stop: Stop | None = None
 
     def serve(self) -> None:
-        """Answer commands. Raises PipeClosed at the end."""
+        """Answer commands, and train ahead between them. Raises PipeClosed at the end."""
         while True:
-            command = self._channel.receive()
-            if isinstance(command, Stop):
-                continue  # it crossed the answer that it wanted to hasten
-            self._stop = None
-            self._channel.send(self._answer(command))
+            command = self._channel.poll() if self._work.is_more else self._channel.receive()
+            if command is None:
+                self._work.step_ahead()
+            elif not isinstance(command, Stop):  # else it crossed what it wanted to hasten
+                self._stop = None
+                self._channel.send(self._answer(command))
 
     def _answer(self, command: Command) -> Answer:
         try:
             match command:
                 case Train():
                     return self._train(command)
+                case Merge(is_merged=is_merged):
+                    self._work.merge(is_merged=is_merged)
+                    return Merged()
                 case Evaluate():
-                    loss, tokens = self._session.evaluate(
-                        self._buffers.global_P,
-                        max_tokens=command.max_tokens,
-                        is_stopped=self._is_stopped,
-                    )
+                    with self._work.aside():
+                        loss, tokens = self._session.evaluate(
+                            self._buffers.global_P,
+                            max_tokens=command.max_tokens,
+                            is_stopped=self._is_stopped,
+                        )
                     return Evaluated(loss=loss, tokens=tokens)
                 case Sample():
                     return Sampled(text=self._session.sample(self._buffers.global_P, command))
@@ -81,60 +88,23 @@ class Trainer:
             return failure_of(error)
 
     def _train(self, command: Train) -> Answer:
-        inner_N = self._buffers.inner_N if command.has_inner_state else None
-        self._session.begin_round(self._buffers.local_P, inner_N)
-        started = time.monotonic()
-        progress = _Progress(ranges.count(command.slots), self._session.tokens_per_step)
-        total_tokens = self._session.spec.tokens
-        for step, slot in enumerate(each(command.slots)):
-            if self._is_stopped():
-                break
-            self._session.step(slot, position(command, step, progress.of, total_tokens))
-            progress.steps += 1
-            if progress.is_due():
-                self._channel.send(progress.report(self._session.take_loss()))
-        mean_loss = progress.mean_loss(self._session.take_loss())
-        if self._stop is None or not self._stop.is_discarded:
-            self._session.finish_round(self._buffers.local_P, self._buffers.inner_N)
-        return Trained(
-            round=command.round,
-            slots=ranges.take(command.slots, progress.steps)[0],
-            loss=mean_loss,
-            tokens=progress.steps * self._session.tokens_per_step,
-            seconds=time.monotonic() - started,
-        )
+        try:
+            self._work.take_on(command)
+            while not self._is_stopped() and not self._work.is_due:
+                self._work.step()
+                if (progress := self._work.progress()) is not None:
+                    self._channel.send(progress)
+            if self._stop is None or not self._stop.is_discarded:
+                return self._work.report()
+        except (TrainingError, ConfigError):
+            self._work.abandon()
+            raise
+        self._work.abandon()
+        return Trained(round=command.round, slots=(), loss=0.0, tokens=0, seconds=0.0)
 
     def _is_stopped(self) -> bool:
         self._stop = self._stop or self._channel.pending_stop()
         return self._stop is not None
-
-
-class _Progress:
-    """Counts the steps of a round, reports about four times a second, averages the loss."""
-
-    def __init__(self, of: int, tokens_per_step: int) -> None:
-        self.steps = 0
-        self.of = of
-        self._tokens_per_step = tokens_per_step
-        self._reported_steps = 0
-        self._reported_at = time.monotonic()
-        self._loss_sum = 0.0
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._reported_at >= _REPORT_INTERVAL_S
-
-    def report(self, loss: float) -> StepDone:
-        now = time.monotonic()
-        num_new = self.steps - self._reported_steps
-        speed = num_new * self._tokens_per_step / max(1e-9, now - self._reported_at)
-        self._loss_sum += loss * num_new
-        self._reported_steps, self._reported_at = self.steps, now
-        return StepDone(steps=self.steps, of=self.of, loss=loss, tokens_per_s=speed)
-
-    def mean_loss(self, last_loss: float) -> float:
-        """Mean over all steps, given the mean over those since the last report."""
-        total = self._loss_sum + last_loss * (self.steps - self._reported_steps)
-        return total / max(1, self.steps)
 
 
 def failure_of(error: TrainingError | ConfigError) -> Failed:
