@@ -307,5 +307,11 @@ class Member:
             contributions=attempt.contributions,
             state=state,
         )
-        await self._events.on_staged(result)
-        await self._say(stream, Voted(number=attempt.number, result=result.digest()))
+        # With the others' votes this peer may be gone in a moment: the coordinator must not take
+        # it for lost.
+        voted = Voted(number=attempt.number, result=result.digest())
+        telling = asyncio.create_task(self._say(stream, voted))
+        try:
+            await self._events.on_staged(result)
+        finally:
+            await asyncio.gather(telling, return_exceptions=True)
