@@ -258,6 +258,7 @@ class JobRun:
             RoundsConfig(
                 inner_steps=prepared.training.inner_steps,
                 is_dynamic=prepared.training.dynamic_steps,
+                ahead=prepared.training.ahead,
                 min_founders=prepared.peers.min,
                 max_members=prepared.peers.max,
             ),

@@ -100,6 +100,7 @@ class TrainingConfig(Section):
     codec: CodecName = "fp32"  # of what peers send each other: fewer bytes, less exact
     seed: int = 0  # of the initial parameters and of the order of the data
     dynamic_steps: bool = True  # faster peers take more steps a round, slower ones fewer
+    ahead: float = 2.0  # times its steps a peer may train beyond them meanwhile; 0: it waits
     eval_tokens: int = 16384  # held-out tokens of the evaluation between rounds; 0: all
     eval_interval: int = 1  # rounds from one evaluation to the next
 
@@ -114,6 +115,7 @@ class TrainingConfig(Section):
         self.require("betas", in_range, "two numbers, each 0 or more and less than 1")
         self.require("outer_momentum", 0 <= self.outer_momentum < 1, "0 or more, less than 1")
         self.require_between(0, 1000, "weight_decay", "grad_clip")
+        self.require_between(0, 8, "ahead")
         self.require_between(0, (1 << 63) - 1, "seed")
         self.require_between(0, MAX_TOKENS, "eval_tokens")
         self.require_between(1, 1_000_000, "eval_interval")
