@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.averaging.makers import peer, ready
-from tests.averaging.test_leases import members
 from tests.averaging.swarm import NUM_PARAMETERS, CountingReplica, Swarm, contributed_slots
+from tests.averaging.test_leases import members
 from zoonet.averaging import RoundsConfig
 from zoonet.averaging.leases import lease
 from zoonet.ranges import count, difference, overlaps
