@@ -100,7 +100,7 @@ class TrainingConfig(Section):
     codec: CodecName = "fp32"  # of what peers send each other: fewer bytes, less exact
     seed: int = 0  # of the initial parameters and of the order of the data
     dynamic_steps: bool = True  # faster peers take more steps a round, slower ones fewer
-    ahead: float = 2.0  # times its steps a peer may train beyond them meanwhile; 0: it waits
+    ahead: float = 0.0  # times its steps a peer may train on while a round is averaged; 0: it waits
     eval_tokens: int = 16384  # held-out tokens of the evaluation between rounds; 0: all
     eval_interval: int = 1  # rounds from one evaluation to the next
 

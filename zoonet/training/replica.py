@@ -2,7 +2,7 @@
 
 Memory, in fp32 copies of the parameters: outer parameters and momentum, a spare of each (a staged
 step, or the state before the last one, which joiners may still be fetching), the local work, and
-two for the mirror of the inner optimizer: seven.
+two for the mirror of the inner optimizer: seven. The contribution to a round is an eighth.
 """
 
 from __future__ import annotations
@@ -10,36 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import numpy as np
 
 from zoonet.config.job import TrainingConfig
-from zoonet.errors import (
-    ConfigError,
-    DigestMismatch,
-    NonFiniteLoss,
-    OutOfDeviceMemory,
-    TrainingError,
-    WorkLost,
-)
+from zoonet.errors import DigestMismatch, WorkLost
 from zoonet.exact import Vector
-from zoonet.ranges import Ranges, count, difference, union
+from zoonet.ranges import Ranges
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import Layout
-from zoonet.training.handle import Trainer
-from zoonet.training.messages import Evaluated, StepDone, Train
-from zoonet.training.outer import outer_step
+from zoonet.training.local import LocalWork, OpenTrainer, Schedule
+from zoonet.training.messages import StepDone
+from zoonet.training.outer import leap, outer_step
 from zoonet.training.state import chunk, chunk_digest, chunk_digests, num_chunks, root_digest
 
-OpenTrainer = Callable[[], AbstractAsyncContextManager[Trainer]]
 T = TypeVar("T")
 
-MAX_FAILURES_IN_A_ROW: Final = 3
 INLINE_PARAMETERS: Final = 1 << 18  # arithmetic on fewer stays on the event loop
-_SPEED_SMOOTHING: Final = 0.5
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +60,14 @@ class TrainingReplica:
         spec: TrainingConfig,
         tokens_per_slot: int,
         buffers: SharedBuffers,
-        open_trainer: OpenTrainer,
+        work: LocalWork,
         events: ReplicaEvents,
     ) -> None:
         self.num_parameters = buffers.num_parameters
-        self.slots_per_s = 0.0
-        self.num_trained = 0
         self._spec = spec
         self._tokens_per_slot = tokens_per_slot
         self._buffers = buffers
-        self._open_trainer = open_trainer
+        self._work = work
         self._events = events
         self._momentum_P = np.zeros(self.num_parameters, np.float32)
         self._spare_theta_P = np.empty(self.num_parameters, np.float32)
@@ -87,21 +75,10 @@ class TrainingReplica:
         self._digests = chunk_digests(buffers.global_P, self._momentum_P)
         self._spare_digests: tuple[bytes, ...] = ()  # empty: the spare holds nothing whole
         self._is_staged = False
-        self.carried: Ranges = ()  # local work: trained slots that no certified round holds
-        self._told: Ranges = ()  # those of them whose work lies in `local_P`
-        self._is_fresh = True  # the trainer has nothing of it, and starts from the outer parameters
-        self._merging: asyncio.Task[None] | None = None
-        self._has_inner_state = False
-        self._num_failures = 0
+        self._leapt_P: Vector | None = None  # the pseudo-gradient that the trainer's leap is for
         self._num_rounds = 0
         self._evaluate_after: int | None = None
         self._lock = asyncio.Lock()
-        self._is_stopped = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._trainer: Trainer | None = None
-        self._stack = AsyncExitStack()
-        self._stopping: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -119,17 +96,12 @@ class TrainingReplica:
         Raises TrainingError or ConfigError where the trainer cannot load the job.
         """
         buffers.global_P[:] = initial_P
-        buffers.local_P[:] = initial_P
-        replica = cls(spec, tokens_per_slot, buffers, open_trainer, events)
-        try:
-            async with replica._stack:
-                await replica._start_trainer()
-                try:
-                    yield replica
-                finally:
-                    await replica._end_merge()
-        finally:
-            replica._release()
+        async with LocalWork.open(buffers, open_trainer, events.on_step) as work:
+            replica = cls(spec, tokens_per_slot, buffers, work, events)
+            try:
+                yield replica
+            finally:
+                replica._release()
 
     def _release(self) -> None:
         """Let go of the memory: who asks later is told that no state is held here."""
@@ -137,14 +109,10 @@ class TrainingReplica:
         self._momentum_P = self._spare_theta_P = self._spare_momentum_P = empty
         self._digests = self._spare_digests = ()
 
-    async def _start_trainer(self) -> None:
-        self._trainer = await self._stack.enter_async_context(self._open_trainer())
-
     @property
     def layout(self) -> Layout:
         """Names and shapes of the tensors within the outer parameters, in order."""
-        assert self._trainer is not None
-        return self._trainer.layout
+        return self._work.trainer.layout
 
     @property
     def theta_P(self) -> Vector:
@@ -158,104 +126,81 @@ class TrainingReplica:
 
     # --- local work ---------------------------------------------------------------------------
 
+    @property
+    def carried(self) -> Ranges:
+        """Trained slots that no certified round holds, as last told of."""
+        return self._work.carried
+
+    @property
+    def num_trained(self) -> int:
+        """Slots of local work trained so far."""
+        return self._work.num_trained
+
+    @property
+    def slots_per_s(self) -> float:
+        """Measured training speed, 0 while unknown."""
+        return self._work.slots_per_s
+
     async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
         """Train slots on top of the local work; see `zoonet.averaging.Replica.train`."""
-        self._idle.clear()
-        self._is_stopped = False
-        try:
+        with self._work.busy():
             await self._evaluate_if_due()
-            await self._merged()
-            command = Train(
-                round=self._num_rounds,
-                slots=difference(slots, self.carried),
-                steps=0 if self._is_stopped else steps,
-                num_carried=count(self.carried),
-                tokens_done=num_done * self._tokens_per_slot,
-                tokens_planned=num_planned * self._tokens_per_slot,
-                is_fresh=self._is_fresh,
-                has_inner_state=self._has_inner_state,
+            await self._take_back_leap()
+            trained = await self._work.train(
+                slots,
+                steps=steps,
+                schedule=Schedule(
+                    round=self._num_rounds,
+                    tokens_done=num_done * self._tokens_per_slot,
+                    tokens_planned=num_planned * self._tokens_per_slot,
+                ),
             )
-            await self._checked_training(command)
-        finally:
-            self._idle.set()
-        return self.carried
-
-    async def _checked_training(self, command: Train) -> None:
-        assert self._trainer is not None
-        try:
-            trained = await self._trainer.train(command, self._on_step)
-            if not np.isfinite(self._buffers.local_P).all():
-                raise NonFiniteLoss("the parameters became infinite or NaN")
-        except (OutOfDeviceMemory, ConfigError):
-            raise
-        except TrainingError as error:
-            await self._lose_work(error)
-            raise WorkLost(str(error)) from error
-        except BaseException:  # cancelled: the trainer has forgotten what it did
-            self._forget_work()
-            raise
-        self._num_failures = 0
-        self._has_inner_state = True
-        self._is_fresh = False
-        self.carried = self._told = union(self.carried, trained.slots)
-        self.num_trained = count(self.carried)
-        self._note_speed(count(trained.slots), trained.seconds)
         if trained.tokens:
             self._events.on_trained(trained.loss, trained.tokens / max(1e-9, trained.seconds))
-
-    def _forget_work(self) -> None:
-        self.carried = self._told = ()
-        self.num_trained = 0
-        self._is_fresh = True
-
-    async def _lose_work(self, error: TrainingError) -> None:
-        self._forget_work()
-        await self._recover(error)
-
-    async def _recover(self, error: TrainingError) -> None:
-        """After a NaN nothing is broken; after the trainer's death start another one."""
-        self._num_failures += 1
-        if self._num_failures > MAX_FAILURES_IN_A_ROW:
-            raise TrainingError(
-                f"training failed {self._num_failures} times in a row, last: {error}"
-            ) from error
-        log.warning("the local work of this round is lost: %s", error)
-        if isinstance(error, WorkLost):
-            return
-        await self._stack.aclose()
-        await self._start_trainer()
-
-    def _note_speed(self, num_slots: int, seconds: float) -> None:
-        if num_slots and seconds > 0:
-            speed = num_slots / seconds
-            weight = _SPEED_SMOOTHING if self.slots_per_s else 1.0
-            self.slots_per_s += weight * (speed - self.slots_per_s)
-
-    def _on_step(self, step: StepDone) -> None:
-        self.num_trained = step.steps
-        self._events.on_step(step)
+        return self.carried
 
     def stop(self) -> None:
         """Let `train` return early, with what it has."""
-        self._is_stopped = True
-        if not self._idle.is_set() and self._trainer is not None:
-            self._stopping = asyncio.ensure_future(self._trainer.stop())
-
-    async def _wait_idle(self) -> None:
-        self.stop()
-        await self._idle.wait()
+        self._work.stop()
 
     async def pseudo_gradient(self) -> Vector:
-        """Return theta_outer - theta_local (P,), as `train` has left it."""
+        """Return theta_outer - theta_local (P,), as `train` has left it.
+
+        Where the trainer goes on meanwhile, it leaps to where this alone would lead.
+        """
         async with self._lock:
             theta_P, local_P = self._buffers.global_P, self._buffers.local_P
-            return await self._compute(lambda: np.subtract(theta_P, local_P))
+            delta_P = await self._compute(lambda: np.subtract(theta_P, local_P))
+            if self._spec.ahead > 0 and not self._work.is_fresh:
+                await self._compute(lambda: self._leap(delta_P))
+                self._leapt_P = delta_P
+                self._work.move()
+        return delta_P
+
+    def _leap(self, delta_P: Vector) -> None:
+        lr, momentum = self._spec.outer_lr, self._spec.outer_momentum
+        leap(self._momentum_P, delta_P, lr=lr, momentum=momentum, out=self._buffers.local_P)
+
+    async def _take_back_leap(self) -> None:
+        """The round that it was for was not certified, or not here."""
+        if self._leapt_P is None:
+            return
+        async with self._lock:
+            self._leapt_P = None
+            await self._work.moved()
+            local_P = self._buffers.local_P
+            await self._compute(lambda: np.negative(local_P, out=local_P))
+            self._work.move()
 
     async def drop_local(self) -> None:
         """Forget the local work."""
-        await self._wait_idle()
-        await self._merged()
+        await self._work.wait_idle()
+        await self._work.moved()
         self._forget_work()
+
+    def _forget_work(self) -> None:
+        self._work.forget()
+        self._leapt_P = None
 
     # --- evaluation ---------------------------------------------------------------------------
 
@@ -278,20 +223,10 @@ class TrainingReplica:
         TrainingError.
         """
         async with self._lock:
-            measured = await self._measure()
+            measured = await self._work.evaluate(self._spec.eval_tokens)
         evaluation = Evaluation(num_rounds, measured.loss, measured.tokens)
         self._events.on_evaluated(evaluation)
         return evaluation
-
-    async def _measure(self) -> Evaluated:
-        assert self._trainer is not None
-        try:
-            return await self._trainer.evaluate(self._spec.eval_tokens)
-        except (OutOfDeviceMemory, WorkLost):
-            raise
-        except TrainingError as error:
-            await self._lose_work(error)
-            return await self._trainer.evaluate(self._spec.eval_tokens)
 
     # --- the outer step -----------------------------------------------------------------------
 
@@ -318,19 +253,17 @@ class TrainingReplica:
 
     async def commit(self, state: bytes, *, is_merged: bool) -> bool:
         """Make the staged copy the state, if it is that one; see `zoonet.averaging.Replica`."""
-        await self._wait_idle()
+        await self._work.wait_idle()
         async with self._lock:
             self._num_rounds += 1
             if not self._is_staged or root_digest(self._spare_digests) != state:
                 return False
             self._is_staged = False
-            await self._merged()
+            await self._work.moved()
             await self._compute(lambda: self._swap(is_merged))
-        if is_merged:
-            self.carried = difference(self.carried, self._told)
-        self._told = ()
-        if not self._is_fresh:
-            self._merging = asyncio.create_task(self._merge(is_merged))
+            self._leapt_P = None
+            self._work.settle(is_merged=is_merged)
+            self._work.move(is_merged=is_merged)
         return True
 
     def _swap(self, is_merged: bool) -> None:
@@ -340,7 +273,13 @@ class TrainingReplica:
         that work itself, where the round does not hold it.
         """
         theta_P, local_P = self._buffers.global_P, self._buffers.local_P
-        np.subtract(self._spare_theta_P, local_P if is_merged else theta_P, out=local_P)
+        if self._leapt_P is not None:  # local_P is how far it has leapt
+            np.subtract(self._spare_theta_P, local_P, out=local_P)
+            np.subtract(local_P, theta_P, out=local_P)
+            if is_merged:
+                np.add(local_P, self._leapt_P, out=local_P)
+        else:
+            np.subtract(self._spare_theta_P, local_P if is_merged else theta_P, out=local_P)
         self._take_spare()
 
     def _take_spare(self) -> None:
@@ -350,25 +289,6 @@ class TrainingReplica:
         self._spare_theta_P = old_theta_P
         self._momentum_P, self._spare_momentum_P = self._spare_momentum_P, self._momentum_P
         self._digests, self._spare_digests = self._spare_digests, self._digests
-
-    async def _merge(self, is_merged: bool) -> None:
-        """Have the trainer move on; it may be in the middle of a step."""
-        assert self._trainer is not None
-        try:
-            await self._trainer.merge(is_merged=is_merged)
-        except TrainingError as error:
-            await self._lose_work(error)
-
-    async def _end_merge(self) -> None:
-        if self._merging is not None:
-            self._merging.cancel()
-            await asyncio.gather(self._merging, return_exceptions=True)
-
-    async def _merged(self) -> None:
-        """Return when the trainer has moved on. Raises TrainingError where it cannot any more."""
-        if self._merging is not None:
-            await asyncio.shield(self._merging)
-            self._merging = None
 
     # --- handing the state to joiners ---------------------------------------------------------
 
@@ -395,7 +315,7 @@ class TrainingReplica:
 
         Raises DigestMismatch where the chunks do not make up that state.
         """
-        await self._wait_idle()
+        await self._work.wait_idle()
         async with self._lock:
             self._is_staged = False
             self._spare_digests = ()
@@ -403,7 +323,7 @@ class TrainingReplica:
             if root_digest(adopted) != state or list(adopted) != digests:
                 raise DigestMismatch("", "chunks that do not make up the state")
             self._spare_digests = adopted
-            await self._merged()
+            await self._work.moved()
             await self._compute(self._take_spare)
         self._forget_work()
 
