@@ -208,7 +208,7 @@ def test_a_plan_of_nonsense_is_not_followed(nonsense: str) -> None:
         await hostile.coordinate(plan)
 
     outcome = led(attack)
-    assert outcome.took_s < 60
+    assert outcome.took_s < 75  # 38 until it is given up, 15 for a first gathering without it
 
 
 def test_one_that_plans_for_itself_alone_takes_nobody_with_it() -> None:
