@@ -19,7 +19,8 @@ from zoonet.errors import ZoonetError
 from zoonet.transport import StreamLanes
 
 ADA, BOB, CYD, DAN = (PeerId(name) for name in ("ada", "bob", "cyd", "dan"))
-LONG_S = 1000.0
+LONG_S = 100.0
+PAYLOAD_BYTES = 8 << 20
 
 
 def awaited(peer: PeerId, num_come: int, num_all: int = 10, *, is_mean: bool = False) -> Awaited:
@@ -27,7 +28,7 @@ def awaited(peer: PeerId, num_come: int, num_all: int = 10, *, is_mean: bool = F
 
 
 def late_after(elapsed_s: float, all_awaited: list[Awaited], near: set[PeerId]) -> set[PeerId]:
-    lateness = Lateness()
+    lateness = Lateness(PAYLOAD_BYTES)
     lateness.begin()
     assert not lateness.late(all_awaited, 0.1, near)
     return lateness.late(all_awaited, elapsed_s, near)
@@ -38,6 +39,22 @@ def test_a_slow_line_is_not_late_because_neighbours_are_fast(is_mean: bool) -> N
     """A neighbour is done in a moment; a line of 20 Mbit/s takes half a minute for 64 MiB."""
     one_by_one = [awaited(ADA, 10, is_mean=is_mean), awaited(BOB, 5, is_mean=is_mean)]
     assert not late_after(LONG_S, one_by_one, near={ADA})
+
+
+def test_a_line_that_nobody_is_left_to_compare_with_is_late_when_it_takes_unusually_long() -> None:
+    """Somebody may trickle for ever, and bring no chunk in the end."""
+    lateness = Lateness(PAYLOAD_BYTES)
+    trickling = [awaited(ADA, 10), awaited(BOB, 0)]
+    lateness.begin()
+    assert not lateness.late(trickling, 0.1, {ADA})
+    assert not lateness.late(trickling, LONG_S, {ADA})
+    for _ in range(4):
+        lateness.begin()
+        lateness.succeed(10.0)
+    lateness.begin()
+    assert not lateness.late(trickling, 0.1, {ADA})
+    assert not lateness.late(trickling, PATIENCE * 10.0 - 0.1, {ADA})
+    assert lateness.late(trickling, PATIENCE * 10.0 + 0.1, {ADA}) == {BOB}
 
 
 def test_who_is_far_behind_others_of_other_sites_is_late() -> None:
@@ -62,7 +79,7 @@ def test_nobody_is_late_while_half_of_the_others_are_still_at_it() -> None:
 
 
 def test_who_falls_silent_is_named_and_who_hears_nobody_suspects_itself_first() -> None:
-    lateness = Lateness()
+    lateness = Lateness(PAYLOAD_BYTES)
     lateness.begin()
     everybody = {ADA, BOB}
     assert lateness.silent({ADA: FIRST_S + 0.1, BOB: 0.1}, everybody) == {ADA}

@@ -105,7 +105,7 @@ class TreeAllReduce:
         self._counted: list[Payload] = []  # that count, and that the feedback lacks yet
         self._round_keys = RoundKeys()
         self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
-        self._lateness = Lateness()
+        self._lateness = Lateness(4 * num_parameters)
         self._links = LinkBook()
         chunk_bytes = self._wire.max_bytes(chunk_values(num_parameters))
         commitment_bytes = DIGEST_BYTES * num_chunks(num_parameters)
@@ -195,7 +195,7 @@ class TreeAllReduce:
         await _compute(4 * self._num_parameters, lambda: self._begin(reduction, attempt))
         self._spawn(self._say_alive(reduction, attempt))
         await self._finished(reduction, began)
-        self._lateness.succeed()
+        self._lateness.succeed(self._loop.time() - began)
         return reduction.assembled()
 
     def _begin(self, reduction: Reduction, attempt: Attempt) -> None:

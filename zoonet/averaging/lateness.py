@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Sequence, Set
 from typing import Final
 
@@ -14,6 +15,8 @@ PATIENCE: Final = 4.0  # how many times as long as the others with half of the w
 UNBEGUN: Final = 3.0  # how many times as long who has not begun may be silent
 ALONE: Final = 3.0  # how many times as long everybody together may be silent
 SPARE_S: Final = 5.0  # and this much longer: a slow link is no reason to work for nothing
+UNKNOWN_S: Final = 60.0  # that attempts take, while nothing is known, and the payload at this rate
+UNKNOWN_BYTES_PER_S: Final = 64 * 1024
 
 
 class Lateness:
@@ -22,10 +25,13 @@ class Lateness:
     Silent is a peer of whom not a byte has come for longer than is usual: the median of the
     longest silences of earlier attempts and eight of their mean deviations. Late is one that
     brings something, but takes several times as long as those took who bring half of all chunks
-    together; of those from other sites, if it is in one itself.
+    together; of those from other sites, if it is in one itself. Where nobody there is left to
+    compare it with, it takes several times as long as is usual.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, payload_bytes: int) -> None:
+        first_s = UNKNOWN_S + payload_bytes / UNKNOWN_BYTES_PER_S
+        self._durations = LearnedTimeout(first_s=first_s, floor_s=SPARE_S, ceiling_s=math.inf)
         self._gaps = LearnedTimeout(first_s=FIRST_S, floor_s=1.2, ceiling_s=15.0)
         self._doubt = 1.0  # grows with each accusation, until an attempt succeeds
         self._longest_gap_s = 0.0
@@ -36,8 +42,9 @@ class Lateness:
         self._longest_gap_s = 0.0
         self._half_after_s = {}
 
-    def succeed(self) -> None:
-        """It came to a mean: its silences were usual ones."""
+    def succeed(self, elapsed_s: float) -> None:
+        """It came to a mean in that time: its silences were usual ones, and so is the time."""
+        self._durations.observe(elapsed_s)
         self._gaps.observe(self._longest_gap_s)
         self._doubt = 1.0
 
@@ -67,7 +74,10 @@ class Lateness:
         here in a moment, and says nothing of how long a line needs.
         """
         far = [one for one in awaited if one.peer not in near]
-        return self._behind(awaited, elapsed_s, "all") & near | self._behind(far, elapsed_s, "far")
+        is_unusual = elapsed_s > PATIENCE * self._durations.timeout_s
+        behind_all = self._behind(awaited, elapsed_s, "all")
+        behind_far = self._behind(far, elapsed_s, "far")
+        return behind_far | (behind_all if is_unusual else behind_all & near)
 
     def _behind(self, awaited: Sequence[Awaited], elapsed_s: float, among: str) -> set[PeerId]:
         late: set[PeerId] = set()
