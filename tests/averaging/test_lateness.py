@@ -63,6 +63,16 @@ def test_who_is_far_behind_others_of_other_sites_is_late() -> None:
     assert not late_after(PATIENCE * 0.1 + SPARE_S - 0.1, others, near=set())
 
 
+def test_who_has_nearly_done_is_given_time_to_finish() -> None:
+    """Where five share a line and another has one alone, it takes five times as long."""
+    others, limit_s = (
+        [awaited(ADA, 10), awaited(BOB, 10), awaited(CYD, 9)],
+        PATIENCE * 0.1 + SPARE_S,
+    )
+    assert not late_after(1.7 * limit_s, others, near=set())
+    assert late_after(2.0 * limit_s, others, near=set()) == {CYD}
+
+
 def test_a_neighbour_that_is_behind_the_others_is_late_whoever_they_are() -> None:
     assert late_after(LONG_S, [awaited(ADA, 5), awaited(BOB, 10)], near={ADA}) == {ADA}
     assert late_after(LONG_S, [awaited(ADA, 5), awaited(BOB, 10)], near={ADA, BOB}) == {ADA}

@@ -22,7 +22,7 @@ from zoonet.net.lanes.line import (
     num_stripes,
     window_bytes,
 )
-from zoonet.net.lanes.links import LinkMeter
+from zoonet.net.lanes.links import KernelProbe, LinkMeter
 
 PEER = identity_of("right").peer_id
 ALL_ARE_FAR = LanesConfig(long_rtt_s=0.0)
@@ -35,7 +35,7 @@ class Play:
     def __init__(self, *names: str) -> None:
         self.time = 100.0
         self.says = {name: Backlog(0, 0) for name in names}
-        self.line = Line(LanesConfig(), lambda: self.time, self.says.get)  # type: ignore[arg-type]
+        self.line = Line(ALL_ARE_FAR, lambda: self.time, self.says.get)  # type: ignore[arg-type]
         for name in names:
             self.line.begin(name)  # type: ignore[arg-type]
         self.line.look()
@@ -93,6 +93,14 @@ def test_a_line_that_becomes_slower_is_known_to_be_after_some_samples() -> None:
         for _ in range(2 * NUM_SAMPLES):
             play.pass_by(SAMPLE_S, {"one": rate * SAMPLE_S}, is_waiting=True)
         assert play.up == pytest.approx(rate, rel=0.01)
+
+
+def test_a_line_that_mostly_waits_for_slower_ones_is_known_by_its_better_moments() -> None:
+    play = Play("one")
+    for number in range(4 * NUM_SAMPLES):
+        rate = LINE_BYTES_PER_S if number % 3 == 0 else LINE_BYTES_PER_S / 5
+        play.pass_by(SAMPLE_S, {"one": rate * SAMPLE_S}, is_waiting=True)
+    assert play.up == pytest.approx(LINE_BYTES_PER_S, rel=0.01)
 
 
 def test_a_connection_that_is_gone_counts_no_more() -> None:
@@ -163,6 +171,28 @@ def test_a_connection_is_limited_while_others_share_its_line_and_no_longer() -> 
     for lane in lanes[1:]:
         lane.unsent_bytes = 0
     assert play.line.window_bytes(0.05) == 0
+
+
+def test_a_sender_keeps_to_the_part_of_the_line_that_it_has_at_the_moment() -> None:
+    play = Play("one")
+    for _ in range(20):
+        play.pass_by(SAMPLE_S, {"one": 1e9 * SAMPLE_S}, is_waiting=True)  # next to no way to go
+    lanes = [BusyLane(1), BusyLane(1)]
+    for lane in lanes:
+        play.line.carries(lane)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    connection = Connection(near, PEER, stall_timeout_s=10.0)
+    with far:
+        probe = KernelProbe(connection, LinkMeter(play.line))
+        probe.look()
+        assert near.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) == 1  # ours, and not the kernel's
+        lanes[1].unsent_bytes = 0
+        probe.look()
+        assert near.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) == 0
+        probe.close()
+    connection.close()
 
 
 def test_the_kernel_keeps_to_the_limit_of_a_connection() -> None:

@@ -135,6 +135,27 @@ def test_no_more_connections_send_than_the_line_has_room_for() -> None:
     run(story())
 
 
+def test_a_connection_that_rests_helps_when_those_it_rests_for_must_stop() -> None:
+    slow, fast = Pipe(1.0), Pipe(1e3)  # the fast one would take minutes
+    allowed = 2
+
+    async def story() -> None:
+        nonlocal allowed
+        lane = lane_of(slow, fast, num_stripes=lambda: allowed)
+        slow.may_send.release()
+        lane.post(b"first", MESSAGE)
+        lane.post(b"last", MESSAGE)
+        await asyncio.to_thread(slow.has_rested.wait)
+        allowed = 1
+        while not slow.sent:
+            await asyncio.sleep(0)
+        fast.may_send.release()
+        await lane.close()
+        assert (slow.sent, fast.sent) == ([b"last"], [b"first"])
+
+    run(story())
+
+
 @pytest.mark.parametrize("num_bytes", [SEGMENT_BYTES, RECORD_BYTES, 128 * 1024])
 def test_a_head_never_leaves_as_a_packet_of_its_own(num_bytes: int) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart

@@ -88,10 +88,12 @@ class Lateness:
             if not behind or 2 * num_left > sum(one.num_all for one in group):
                 continue
             half_s = self._half_after_s.setdefault((among, is_mean), elapsed_s)
-            limit_s = PATIENCE * half_s + SPARE_S
             for one in group:
                 # Who waits for others is given the time in which somebody names the culprit.
-                spare_s = 2 * self._gaps.timeout_s if one.is_waiting else 0.0
-                if one.peer in behind and elapsed_s > limit_s + spare_s:
+                spare_s = SPARE_S + 2 * self._gaps.timeout_s * one.is_waiting
+                limit_s = PATIENCE * half_s + spare_s
+                # Who has brought half by then, or more, is given as much time again.
+                is_slow = one.num_come * 2 * limit_s < one.num_all * elapsed_s
+                if one.peer in behind and elapsed_s > limit_s and is_slow:
                     late.add(one.peer)
         return late

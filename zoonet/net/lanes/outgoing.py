@@ -20,7 +20,7 @@ from zoonet.transport.lanes import MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, LaneEnde
 from zoonet.transport.streams import Buffer
 
 CLOSE_S: Final = 2.0  # for what was posted to leave after a close
-LOOK_S: Final = 0.1  # at the latest, a connection that must not send looks whether it may
+LOOK_S: Final = 0.1  # at the latest, a connection that does not send looks whether it should
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class OutgoingLane:
             if others_s < (len(self._queue[0][1]) + NOT_SENT_BYTES) / own:
                 hand.rests_until = now + others_s
         if now < hand.rests_until:
-            return hand.rests_until - now
+            return min(LOOK_S, hand.rests_until - now)  # the others may have to stop meanwhile
         hand.rests_until = 0.0
         return 0.0
 
