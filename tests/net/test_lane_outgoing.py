@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
+from itertools import chain, repeat
 
 import pytest
 
@@ -30,6 +31,7 @@ class Pipe:
         self.bytes_per_s = bytes_per_s
         self.may_send = threading.Semaphore(0)
         self.has_rested = threading.Event()
+        self.has_slept = threading.Event()  # as nothing waited
         self.sent: list[bytes] = []
 
     def send(self, header: bytes, payload: memoryview) -> int:
@@ -38,8 +40,7 @@ class Pipe:
         return len(payload)
 
     def wait(self, doorbell: Doorbell, timeout_s: float | None = None) -> int:
-        if timeout_s is not None:
-            self.has_rested.set()
+        (self.has_slept if timeout_s is None else self.has_rested).set()
         self.connection.wait(doorbell, timeout_s)
         return 0
 
@@ -152,6 +153,25 @@ def test_a_connection_that_rests_helps_when_those_it_rests_for_must_stop() -> No
         fast.may_send.release()
         await lane.close()
         assert (slow.sent, fast.sent) == ([b"last"], [b"first"])
+
+    run(story())
+
+
+def test_a_connection_wakes_those_that_it_rests_for() -> None:
+    """They were not meant to send when the message was posted, and so were not asked."""
+    slow, fast = Pipe(1.0), Pipe(1e3)  # there would be minutes to rest
+    allowed = chain([1], repeat(2))
+
+    async def story() -> None:
+        lane = lane_of(slow, fast, num_stripes=lambda: next(allowed))
+        await asyncio.to_thread(slow.has_slept.wait)
+        await asyncio.to_thread(fast.has_slept.wait)
+        fast.may_send.release()
+        lane.post(b"message", MESSAGE)
+        while lane.unsent_bytes:
+            await asyncio.sleep(0)
+        await lane.close()
+        assert (slow.sent, fast.sent) == ([], [b"message"])
 
     run(story())
 

@@ -167,8 +167,14 @@ class OutgoingLane:
             hand.pipe.connection.abort()
 
     def _ring_all(self) -> None:
-        while self._idle:
-            self._idle.pop().bell.ring()
+        self._ring(self._hands)
+
+    def _ring(self, hands: list[_Hand]) -> None:
+        """Wake those that are idle: they may not have been meant to send when they last looked."""
+        for hand in hands:
+            if hand in self._idle:
+                self._idle.remove(hand)
+                hand.bell.ring()
 
     def _run(self, hand: _Hand) -> None:
         error: ZoonetError | None = None
@@ -212,10 +218,12 @@ class OutgoingLane:
             return 0.0
         sending = self._sending()
         if hand not in sending:
+            self._ring(sending)
             return LOOK_S
         own = hand.pipe.bytes_per_s
-        rates = [other.pipe.bytes_per_s for other in sending]
-        faster = [rate for rate in rates if rate > own]  # slower ones rest, too
+        # slower ones rest, too
+        better = [other for other in sending if other.pipe.bytes_per_s > own]
+        faster = [other.pipe.bytes_per_s for other in better]
         if not own or not faster:
             hand.rests_until = 0.0
             return 0.0
@@ -225,6 +233,7 @@ class OutgoingLane:
             if others_s < (len(self._queue[0][1]) + NOT_SENT_BYTES) / own:
                 hand.rests_until = now + others_s
         if now < hand.rests_until:
+            self._ring(better)
             return min(LOOK_S, hand.rests_until - now)  # the others may have to stop meanwhile
         hand.rests_until = 0.0
         return 0.0
