@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import msgspec
 import numpy as np
 
 from peers.evaluations import Evaluations, evaluator_of
@@ -20,7 +19,9 @@ from peers.node import Node
 from peers.progress import MAX_FIGURE, Reporter, Status
 from zoonet.averaging import (
     Certificate,
+    Certificates,
     Chain,
+    FileLog,
     Participant,
     ParticipantEvents,
     RoundsConfig,
@@ -248,11 +249,13 @@ class JobRun:
     async def _play_rounds(
         self, prepared: PreparedJob, replica: TrainingReplica, averager: TreeAllReduce
     ) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        certificates = Certificates(FileLog(self._folder))
         participant = Participant(
             self._node.identity,
             self._node.clock,
             self._node.transport,
-            Chain(self._job_id, num_slots(prepared)),
+            Chain(self._job_id, num_slots(prepared), certificates),
             replica,
             averager,
             RoundsConfig(
@@ -326,7 +329,7 @@ class JobRun:
         chain = self._participant.chain
         evaluation = await replica.evaluate(len(chain))
         model = to_safetensors(replica.layout, replica.theta_P)
-        links = msgspec.msgpack.encode(chain.certificates)
+        links = chain.certificates.encoded()
         model_cid = await self._keep(f"model/{self._job_id}", model)
         chain_cid = await self._keep(f"chain/{self._job_id}", links)
         now = self._node.clock.now()

@@ -26,7 +26,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from experiments.soak import copies
+from experiments.soak import copies, rise
 from experiments.soak.swarm import Peer, Settings, Swarm
 from experiments.soak.watch import MEASURES, deviation, growth, windows
 from experiments.testbed import command, results
@@ -35,9 +35,11 @@ from peers.processes import Family
 
 QUESTION: Final = "Does a peer's memory stay where it is while rounds go on and others come and go?"
 COPIES_QUESTION: Final = "How many copies of its payload does a peer hold at the peak of a round?"
+RISE_QUESTION: Final = "By how much does a peer's memory rise from round to round?"
 MIB: Final = 1 << 20
 MAX_DEVIATION: Final = 0.05
 MAX_COPIES: Final = 2.0
+MAX_RISE_KB: Final = 10.0  # of 300 MB: 5 % after 1,500 rounds
 SPARE: Final = 1.0  # threads and descriptors by which medians may differ: others come and go
 COLOURS: Final = ("#1f6f8b", "#e6a23c", "#6aa84f", "#8e7cc3", "#99a8b2", "#c9b8a8")
 
@@ -56,8 +58,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size-mib", type=float, default=16, help="of the payload in fp32")
     parser.add_argument("--period", type=float, default=8, help="seconds from round to round")
     parser.add_argument("--warm-up", type=int, default=5, help="the minute whose level counts")
-    parser.add_argument("--only", choices=("soak", "copies"), default="")
+    parser.add_argument("--only", choices=("soak", "copies", "rise"), default="")
     parser.add_argument("--copies-mib", type=float, default=64)
+    parser.add_argument("--rise-s", type=float, default=200, help="seconds of quick rounds")
     parser.add_argument("--smoke", action="store_true", help="whether it works; no figures")
     parser.add_argument("--out", type=Path, help="the JSON (default in experiments/results)")
     options = parser.parse_args()
@@ -310,6 +313,25 @@ async def count_copies(options: argparse.Namespace, folder: Path) -> dict[str, A
     return {"averagers": averagers, "whole_peers": whole_peers}
 
 
+def write_rise(options: argparse.Namespace) -> None:
+    """Quick rounds, and by how much memory rises in them."""
+    found = command.run(lambda folder: rise.rise(options.rise_s, folder))
+    judged = found["bytes_a_round"][1:]
+    goals = [Goal("fp32: rise a round, KB, most", max(judged) / 1000, MAX_RISE_KB)]
+    results.write(
+        "soak",
+        RISE_QUESTION,
+        (),
+        goals,
+        settings={"seconds": options.rise_s, "looks": "[rounds, bytes of each peer]"},
+        is_smoke=options.smoke,
+        out=results.beside(options.out, "soak", "rise", is_smoke=options.smoke),
+        more=found,
+    )
+    console.print(f"{found['num_rounds']} rounds, bytes a round: {found['bytes_a_round']}")
+    results.show(results.goals_table(goals))
+
+
 def codecs_of(options: argparse.Namespace) -> list[Any]:
     """Those that the command names."""
     return list(options.codecs.split(","))
@@ -318,7 +340,9 @@ def codecs_of(options: argparse.Namespace) -> list[Any]:
 def main() -> None:
     """Run, print tables, write a JSON for either question and one plot."""
     options = parse()
-    if options.only != "copies":
+    if options.only == "rise":
+        write_rise(options)
+    if options.only not in ("copies", "rise"):
         swarms = command.run(lambda folder: soak_all(options, folder))
         path = results.write(
             "soak",
@@ -339,7 +363,7 @@ def main() -> None:
         )
         plot(swarms, options, path.with_suffix(".png"))
         results.show(*map(soak_table, swarms), results.goals_table(soak_goals(swarms)))
-    if options.only != "soak":
+    if options.only not in ("soak", "rise"):
         found = command.run(lambda folder: count_copies(options, folder))
         goals = copies_goals(found["averagers"])
         results.write(

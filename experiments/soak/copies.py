@@ -1,7 +1,8 @@
 """How many copies of its payload a peer holds at the peak of a round.
 
 Two views. The averager alone: processes that only average, from before their first round, with
-their resident memory read every few milliseconds until the mean is there. And whole peers: the
+their resident memory (without the pages of libraries, which come in meanwhile) read every few
+milliseconds until the mean is there. And whole peers: the
 largest resident memory of rounds, next to what they had before they took the job.
 """
 
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from experiments.soak.swarm import Settings, Swarm
-from experiments.soak.watch import look, rss_of
+from experiments.soak.watch import look, own_bytes_of, rss_of
 from experiments.testbed.bed import Loopback
 from experiments.testbed.nursery import Nursery
 from experiments.testbed.troupe import ActorFailed, Troupe
 from peers.processes import Family
 
-VARIANTS: Final = ("tls", "shm", "int8")
+VARIANTS: Final = ("tls", "shm", "fp16", "int8", "e3m0")
 MIB: Final = 1 << 20
 POLL_S: Final = 0.002
 NUM_ROUNDS: Final = 6
@@ -54,7 +55,7 @@ def _tracing(pids: list[int]) -> Iterator[_Trace]:
 
     def poll() -> None:
         while not is_over.is_set():
-            trace.points.append((time.monotonic(), [rss_of(pid) for pid in pids]))
+            trace.points.append((time.monotonic(), [own_bytes_of(pid) for pid in pids]))
             is_over.wait(POLL_S)
 
     thread = threading.Thread(target=poll, name="resident memory")
@@ -80,7 +81,9 @@ async def of_the_averager(
         opened = Troupe.open(bed, [name], nursery, int(payload_bytes) // 4, folder)
         troupe = await stack.enter_async_context(opened)
         pids = [troupe.actors[peer].pid for peer in sorted(troupe.actors)]
-        before = [rss_of(pid) + payload_bytes for pid in pids]  # and the contribution, to be filled
+        before = [
+            own_bytes_of(pid) + payload_bytes for pid in pids
+        ]  # and the contribution, to be filled
         rounds, between = [], []
         for _ in range(NUM_ROUNDS):
             with _tracing(pids) as trace:
@@ -94,7 +97,7 @@ async def of_the_averager(
             ended = {peer: float(told["ended"]) for peer, told in performance.answers.items()}
             rounds.append(trace.peaks(ended))
             await asyncio.sleep(0.5)
-            between.append([rss_of(pid) for pid in pids])
+            between.append([own_bytes_of(pid) for pid in pids])
 
     def copies(found: list[int]) -> list[float]:
         """Beside contribution and mean, of each peer."""

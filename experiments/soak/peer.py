@@ -19,10 +19,11 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
+from experiments.soak.traced import Traced
 from peers import runtime
 from peers.job_run import RunConfig
 from peers.keys import identity_of
@@ -127,6 +128,7 @@ class SoakPeer:
         self._hardware = probe()
         self._jobs: tuple[str, ...] = ()
         self._trainer: PacedTrainer | None = None
+        self._traced = Traced() if options.trace else None
         self._registry = Registry(
             host.identity, host.transport, self._clock, describe=self._describe, learn=host.learn
         )
@@ -181,11 +183,14 @@ class SoakPeer:
         """Print what others cannot see from outside, every few seconds."""
         while True:
             links = self._host.lanes.links().values()
-            line = {
+            num_trained = self._trainer.num_trained if self._trainer else 0
+            line: dict[str, Any] = {
                 "num_tasks": len(asyncio.all_tasks()),
-                "num_trained": self._trainer.num_trained if self._trainer else 0,
+                "num_trained": num_trained,
                 "paths": Counter(link.path for link in links),
             }
+            if self._traced is not None:
+                line["traced"] = self._traced.told(num_trained)
             print(json.dumps(line), flush=True)
             await asyncio.sleep(self._options.tell)
 
@@ -234,6 +239,7 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--period", type=float, default=6.0, help="seconds from round to round")
     parser.add_argument("--tell", type=float, default=5.0, help="seconds between two lines")
+    parser.add_argument("--trace", action="store_true", help="say which lines hold more and more")
     parser.add_argument("--shm", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args()
     runtime.configure_logging(verbosity=0)

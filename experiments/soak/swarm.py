@@ -42,6 +42,7 @@ class Settings:
     churn_s: float = 60.0  # from one that goes to the next
     away_s: float = 20.0
     sample_s: float = 2.9  # no divisor of the period: it sees all phases of a round
+    num_traced: int = 0  # of the peers, the first ones: they say which lines hold more and more
 
     @property
     def num_peers(self) -> int:
@@ -147,6 +148,7 @@ class Swarm:
             *("--home", str(home), "--join", self._address, "--name", f"peer-{number}"),
             *("--period", str(settings.period_s)),
             "--shm" if settings.uses_shm(number) else "--no-shm",
+            *(("--trace",) if number < settings.num_traced else ()),
         )
         name = f"{self._folder.name}-{number}-{next(self._num_started)}"
         return await self._family.start(name, arguments, module="experiments.soak.peer")

@@ -80,6 +80,12 @@ def rss_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
+def own_bytes_of(pid: int) -> int:
+    """Resident bytes now, without pages of files, such as libraries. Raises OSError, likewise."""
+    status = _fields_of(pid, "status")
+    return status["RssAnon"] + status["RssShmem"]
+
+
 def _page_bytes() -> int:
     import resource
 

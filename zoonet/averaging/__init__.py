@@ -1,6 +1,7 @@
 """Rounds: agreement on who averages what, and the all-reduce that does it."""
 
 from zoonet.averaging.allreduce import Averager, TreeAllReduce
+from zoonet.averaging.certificates import Certificates, FileLog
 from zoonet.averaging.chain import Chain, Credit, coordinators, credits, genesis
 from zoonet.averaging.config import Patience, RoundsConfig
 from zoonet.averaging.gear import ParticipantEvents
@@ -13,8 +14,10 @@ __all__ = [
     "STATE_CHUNK_BYTES",
     "Averager",
     "Certificate",
+    "Certificates",
     "Chain",
     "Credit",
+    "FileLog",
     "Participant",
     "ParticipantEvents",
     "Patience",

@@ -6,10 +6,12 @@ round before, so strangers cannot certify a chain of their own onto it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from zoonet.averaging.certificates import Certificates, Heads
 from zoonet.averaging.messages import (
     MAX_RANGES,
     Certificate,
@@ -50,8 +52,8 @@ class Chain:
 
     job_id: str
     num_slots: int
-    certificates: list[Certificate] = field(default_factory=list)
-    heads: list[bytes] = field(default_factory=list)
+    certificates: Certificates = field(default_factory=Certificates)
+    heads: Heads = field(default_factory=Heads)
     done: Ranges = ()
 
     def __len__(self) -> int:
@@ -173,11 +175,14 @@ class Chain:
 
     def copy_until(self, length: int) -> Chain:
         """A chain with the first `length` links of this one."""
-        copy = Chain(self.job_id, self.num_slots)
-        copy.certificates = self.certificates[:length]
-        copy.heads = self.heads[:length]
-        copy.done = normalise(piece for link in copy.certificates for piece in _slots_of(link))
-        return copy
+        later = (self.certificates[index] for index in range(length, len(self)))
+        return Chain(
+            self.job_id,
+            self.num_slots,
+            self.certificates.until(length),
+            self.heads.until(length),
+            difference(self.done, [piece for link in later for piece in _slots_of(link)]),
+        )
 
 
 def longer(chain: Chain, links: Iterable[Certificate]) -> Chain:
@@ -227,10 +232,9 @@ def replaces(theirs: Chain, ours: Chain, *, least_members: int = 0) -> bool:
 
 def split_of(left: Chain, right: Chain) -> int:
     """Number of rounds that two chains have in common."""
-    shorter = min(len(left), len(right))
-    return next(
-        (index for index in range(shorter) if left.heads[index] != right.heads[index]), shorter
-    )
+    # A head names all that was before it.
+    indices = range(min(len(left), len(right)))
+    return bisect_left(indices, True, key=lambda index: left.heads[index] != right.heads[index])
 
 
 def assemble(result: RoundResult, votes: Iterable[Vote]) -> Certificate | None:

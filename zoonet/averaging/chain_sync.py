@@ -128,7 +128,7 @@ class ChainSync:
         started = loop.time()
         ours = self._chain()
         page = await self.read(peer, len(ours))
-        if not page.length or page.head in (ours.head, *ours.heads):
+        if not page.length or page.head == ours.head or page.head in ours.heads:
             return None
         start = len(ours)
         step = 1

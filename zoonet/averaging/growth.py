@@ -176,13 +176,14 @@ class Growth:
                 len(theirs),
                 theirs.num_done,
             )
+            theirs.certificates.keep()
             self.chain = theirs
             self._turn_to_head()
             if is_split:
                 await self._replica.drop_local()
                 self._leased = ()
-            for certificate in theirs.certificates[split:]:
-                await self._apply(certificate.result)
+            for index in range(split, len(theirs)):
+                await self._apply(theirs.certificates[index].result)
             await self._tell_growth()
         await self._gear.events.on_round(theirs.certificates[-1])
         return True

@@ -10,21 +10,23 @@ from zoonet.crypto import PeerId, sha256
 from zoonet.errors import InvalidRecord
 from zoonet.records import MAX_RECORD_BYTES, ReplayGuard, Signed, verify
 
-MAX_REMEMBERED: Final = 8192
+MAX_REMEMBERED_BYTES: Final = 1024 * 1024  # of records as they came; decoded they take three more
 
 
 class Gate:
     """Verifies records, refuses replays and equivocations, and counts refusals by reason.
 
     Replicas hand over the same bytes again and again: what was verified once is remembered by
-    its digest (bounded), and only its time is checked again.
+    its digest (bounded in bytes), and only its time is checked again.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, max_remembered_bytes: int = MAX_REMEMBERED_BYTES) -> None:
         self._clock = clock
+        self._max_remembered_bytes = max_remembered_bytes
         self._guard = ReplayGuard(clock.now)
         self._verified: OrderedDict[bytes, Signed[Any]] = OrderedDict()
         self.refusals: Counter[str] = Counter()
+        self.remembered_bytes = 0  # of records as they came
 
     def now(self) -> float:
         """Unix time in seconds."""
@@ -45,9 +47,12 @@ class Gate:
             self._verified.move_to_end(digest)
             return known
         record = verify(raw, now=self.now())
+        if known is None:
+            self.remembered_bytes += len(raw)
         self._verified[digest] = record
-        if len(self._verified) > MAX_REMEMBERED:
-            self._verified.popitem(last=False)
+        while self.remembered_bytes > self._max_remembered_bytes:
+            _, forgotten = self._verified.popitem(last=False)
+            self.remembered_bytes -= len(forgotten.raw)
         return record
 
     def refuse(self, error: InvalidRecord) -> None:

@@ -28,8 +28,9 @@ from zoonet.exact import Vector
 from zoonet.net.lanes import HostLanes, LanesConfig
 
 JOB_ID: Final = hashlib.sha256(b"benchmark").hexdigest()[:32]
-VARIANTS: Final = ("", "tls", "shm", "butterfly", "int8", "learned")
-INT8_TOLERANCE: Final = 0.3  # of values up to 28, quantised twice
+VARIANTS: Final = ("", "tls", "shm", "butterfly", "fp16", "int8", "e3m0", "learned")
+# Of values up to 28, quantised twice, the second time with what was left out before.
+TOLERANCES: Final = {"fp16": 0.05, "int8": 0.3, "e3m0": 30.0}
 
 
 class Steered(TreeAllReduce):
@@ -52,7 +53,7 @@ async def make_averager(
     """
     if variant not in VARIANTS:
         raise ValueError(f"the engine has no variant {variant!r}, only {VARIANTS}")
-    codec = codec_named("int8" if variant == "int8" else "fp32")
+    codec = codec_named(variant if variant in TOLERANCES else "fp32")
     codec.prepare()
     config = LanesConfig(hosts=(stage.address,), use_shm=variant == "shm")
     lanes = HostLanes(transport, config, transport.routes_of)
@@ -107,8 +108,7 @@ class Zoonet:
     also_allowed: frozenset[int] = frozenset()
 
     def __init__(self, stage: Stage, variant: str) -> None:
-        is_lossy = variant == "int8"
-        self.value_tolerance = INT8_TOLERANCE if is_lossy else vectors.EXACT_TOLERANCE
+        self.value_tolerance = TOLERANCES.get(variant, vectors.EXACT_TOLERANCE)
         self._stage = stage
         self._variant = variant
         self._numbers = {identity_of(peer).peer_id: peer for peer in range(stage.num_peers)}
