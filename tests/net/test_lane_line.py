@@ -10,7 +10,7 @@ import pytest
 
 from tests.contracts.networks import identity_of
 from zoonet.net.lanes.config import LanesConfig
-from zoonet.net.lanes.connection import SO_BUF_LOCK, Connection
+from zoonet.net.lanes.connection import SO_BUF_LOCK, Connection, tune
 from zoonet.net.lanes.line import (
     LEAST_WINDOW_BYTES,
     LOOK_S,
@@ -193,6 +193,23 @@ def test_a_sender_keeps_to_the_part_of_the_line_that_it_has_at_the_moment() -> N
         assert near.getsockopt(socket.SOL_SOCKET, SO_BUF_LOCK) == 0
         probe.close()
     connection.close()
+
+
+def test_an_idle_connection_survives_a_lost_probe() -> None:
+    """The user timeout also ends an idle connection of which one probe was not answered by then."""
+    with socket.socket() as sock:
+        tune(sock)
+        idle_s, interval_s, count, limit_ms = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (
+                socket.TCP_KEEPIDLE,
+                socket.TCP_KEEPINTVL,
+                socket.TCP_KEEPCNT,
+                socket.TCP_USER_TIMEOUT,
+            )
+        )
+    assert idle_s + 3 * interval_s < limit_ms / 1000
+    assert count >= 3
 
 
 def test_the_kernel_keeps_to_the_limit_of_a_connection() -> None:

@@ -19,9 +19,9 @@ from zoonet.errors import PeerTimeout, StreamClosed, TransportError
 from zoonet.transport.streams import Buffer
 
 KEEPALIVE_IDLE_S: Final = 10
-KEEPALIVE_INTERVAL_S: Final = 5
-KEEPALIVE_COUNT: Final = 3
-USER_TIMEOUT_MS: Final = 15_000  # for sent bytes to be acknowledged
+KEEPALIVE_INTERVAL_S: Final = 1  # several are sent before the timeout below: one may be lost
+KEEPALIVE_COUNT: Final = 5
+USER_TIMEOUT_MS: Final = 15_000  # for sent bytes, and probes after an idle time, to be answered
 # Bytes that the kernel may hold unsent: what waits above it can still be dropped.
 NOT_SENT_BYTES: Final = 256 * 1024
 LAST_DATA_RECEIVED_OFFSET: Final = 52  # in Linux' struct tcp_info
