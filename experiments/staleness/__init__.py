@@ -1,0 +1,1 @@
+"""What steps cost that are taken before the mean of the last round is known."""
