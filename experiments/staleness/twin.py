@@ -6,7 +6,6 @@ so many steps after the contributions, counted and not timed, so a run is a func
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -149,7 +148,6 @@ class Twin:
                 )
             )
             deltas.append(await replica.pseudo_gradient())
-        await asyncio.sleep(0)  # the trainers leap
         for trainer in self._trainers:
             trainer.go_ahead(self._delay)
         await self._certify(done, deltas)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import TrainerProcess
 from zoonet.training.inline import InlineTrainer
 from zoonet.training.messages import Train
-from zoonet.training.outer import leap, outer_step
 from zoonet.training.replica import ReplicaEvents, TrainingReplica
 
 
@@ -38,11 +37,6 @@ def buffers_of(job: Any) -> SharedBuffers:
     buffers = SharedBuffers.create(job.num_parameters)
     buffers.global_P[:] = job.initial_P
     return buffers
-
-
-@pytest.fixture(params=[0.0, 2.0], ids=["from where it stands", "with a leap"])
-def ahead_job(request: Any, make_job: Callable[..., Any]) -> Any:
-    return make_job(ahead=request.param)
 
 
 @asynccontextmanager
@@ -94,11 +88,11 @@ def test_what_is_trained_ahead_is_what_would_have_been_trained_at_once(job: Any)
     assert moved < 1e-3  # the learning rate is another one in a round of four steps
 
 
-def test_a_round_moves_the_trainer_along_and_keeps_what_it_did_since(ahead_job: Any) -> None:
+def test_a_round_moves_the_trainer_along_and_keeps_what_it_did_since(job: Any) -> None:
     """theta_local - theta_outer is the same before and after, and is the next contribution."""
 
     async def main() -> None:
-        async with replica_of(ahead_job) as replica:
+        async with replica_of(job) as replica:
             carried = await replica.train(((0, 9),), steps=3, num_done=0, num_planned=3)
             assert carried == ((0, 3),)
             delta_P = await replica.pseudo_gradient()
@@ -115,10 +109,9 @@ def test_a_round_moves_the_trainer_along_and_keeps_what_it_did_since(ahead_job: 
     run(main())
 
 
-@pytest.mark.parametrize("ahead", [0.0, 2.0])
-def test_two_rounds_of_one_peer_add_up_to_its_own_training(make_job: Any, ahead: float) -> None:
+def test_two_rounds_of_one_peer_add_up_to_its_own_training(make_job: Any) -> None:
     """With an outer step that takes everything over, nothing is lost or counted twice."""
-    plain = make_job(outer_lr=1.0, outer_momentum=0.0, ahead=ahead)
+    plain = make_job(outer_lr=1.0, outer_momentum=0.0)
 
     async def main() -> tuple[np.ndarray, np.ndarray]:
         async with replica_of(plain) as replica:
@@ -175,10 +168,10 @@ def test_a_trainer_with_nothing_left_says_how_long_it_was_idle(job: Any) -> None
 
 
 def test_a_failure_between_commands_costs_the_local_work_and_is_told_with_the_next(
-    ahead_job: Any,
+    job: Any,
 ) -> None:
     async def main() -> None:
-        async with replica_and_trainers(ahead_job) as (replica, trainers):
+        async with replica_and_trainers(job) as (replica, trainers):
             await replica.train(((0, 9),), steps=3, num_done=0, num_planned=3)
             await replica.pseudo_gradient()
             ((trainer, buffers),) = trainers
@@ -195,22 +188,9 @@ def test_a_failure_between_commands_costs_the_local_work_and_is_told_with_the_ne
     run(main())
 
 
-def test_the_leap_leads_to_where_the_outer_step_of_ones_own_work_leads() -> None:
-    random = np.random.default_rng(3)
-    theta_P, momentum_P, delta_P = random.standard_normal((3, 1000), np.float32)
-    leap_P = np.empty_like(delta_P)
-    leap(momentum_P, delta_P, lr=0.7, momentum=0.9, out=leap_P)
-    expected_P, _ = outer_step(theta_P, momentum_P, delta_P, lr=0.7, momentum=0.9)
-    np.testing.assert_allclose(theta_P - delta_P + leap_P, expected_P, atol=1e-5)
-
-
-def test_a_round_that_is_not_certified_costs_no_work_and_takes_the_leap_back(
-    make_job: Any,
-) -> None:
-    """What is contributed in the end is what was trained, as if nobody had leapt."""
-
+def test_a_round_that_is_not_certified_costs_no_work(job: Any) -> None:
     async def main(is_tried: bool) -> np.ndarray:
-        async with replica_of(make_job(ahead=2.0)) as replica:
+        async with replica_of(job) as replica:
             await replica.train(((0, 6),), steps=3, num_done=0, num_planned=6)
             if is_tried:
                 delta_P = await replica.pseudo_gradient()

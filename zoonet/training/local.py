@@ -2,14 +2,12 @@
 
 ::
 
-    outer ──train──> told ────train ahead────>          told: the work that the round holds
-                       └─leap──> ──────> ┐
-                                         └─move──>      certified: onto the new outer parameters
+    outer ──train──> told ──train ahead──> ┐            told: the work that the round holds
+                                           └─move──>    certified: onto the new outer parameters
 
-While a round is averaged, the trainer goes on from where the outer step would lead if all others
-had done the same work (the leap; after eager updates, arXiv 2502.12996). When the round is
-certified it moves by the difference to where the outer step really led. Work that the round does
-not hold stays on top: nothing is lost, and nothing counts twice.
+While a round is averaged, the trainer goes on from where it stands. When the round is certified it
+moves by the difference between the new outer parameters and what it had told. Work that the round
+does not hold stays on top: nothing is lost, and nothing counts twice.
 
 P = flat parameters
 """

@@ -41,21 +41,3 @@ def outer_step(
         np.multiply(step, lr_, out=step)
         np.subtract(theta_P[block], step, out=theta_out_P[block])
     return theta_out_P, momentum_out_P
-
-
-def leap(
-    momentum_P: Vector, pseudo_gradient_P: Vector, *, lr: float, momentum: float, out: Vector
-) -> None:
-    """Write how far beyond theta_local the outer step of this pseudo-gradient alone would lead.
-
-    theta_outer - lr (g + mu (mu m + g)) - (theta_outer - g), with momentum m and pseudo-gradient g.
-    """
-    of_gradient = np.float32(1.0 - lr * (1.0 + momentum))
-    of_momentum = np.float32(-lr * momentum * momentum)
-    scratch = np.empty(min(BLOCK, out.size), np.float32)
-    for start in range(0, out.size, BLOCK):
-        block = slice(start, start + BLOCK)
-        part = scratch[: out[block].size]
-        np.multiply(momentum_P[block], of_momentum, out=part)
-        np.multiply(pseudo_gradient_P[block], of_gradient, out=out[block])
-        np.add(out[block], part, out=out[block])

@@ -24,7 +24,7 @@ from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import Layout
 from zoonet.training.local import LocalWork, OpenTrainer, Schedule
 from zoonet.training.messages import StepDone
-from zoonet.training.outer import leap, outer_step
+from zoonet.training.outer import outer_step
 from zoonet.training.state import chunk, chunk_digest, chunk_digests, num_chunks, root_digest
 
 T = TypeVar("T")
@@ -75,7 +75,6 @@ class TrainingReplica:
         self._digests = chunk_digests(buffers.global_P, self._momentum_P)
         self._spare_digests: tuple[bytes, ...] = ()  # empty: the spare holds nothing whole
         self._is_staged = False
-        self._leapt_P: Vector | None = None  # the pseudo-gradient that the trainer's leap is for
         self._num_rounds = 0
         self._evaluate_after: int | None = None
         self._lock = asyncio.Lock()
@@ -145,7 +144,6 @@ class TrainingReplica:
         """Train slots on top of the local work; see `zoonet.averaging.Replica.train`."""
         with self._work.busy():
             await self._evaluate_if_due()
-            await self._take_back_leap()
             trained = await self._work.train(
                 slots,
                 steps=steps,
@@ -164,43 +162,16 @@ class TrainingReplica:
         self._work.stop()
 
     async def pseudo_gradient(self) -> Vector:
-        """Return theta_outer - theta_local (P,), as `train` has left it.
-
-        Where the trainer goes on meanwhile, it leaps to where this alone would lead.
-        """
+        """Return theta_outer - theta_local (P,), as `train` has left it."""
         async with self._lock:
             theta_P, local_P = self._buffers.global_P, self._buffers.local_P
-            delta_P = await self._compute(lambda: np.subtract(theta_P, local_P))
-            if self._spec.ahead > 0 and not self._work.is_fresh:
-                await self._compute(lambda: self._leap(delta_P))
-                self._leapt_P = delta_P
-                self._work.move()
-        return delta_P
-
-    def _leap(self, delta_P: Vector) -> None:
-        lr, momentum = self._spec.outer_lr, self._spec.outer_momentum
-        leap(self._momentum_P, delta_P, lr=lr, momentum=momentum, out=self._buffers.local_P)
-
-    async def _take_back_leap(self) -> None:
-        """The round that it was for was not certified, or not here."""
-        if self._leapt_P is None:
-            return
-        async with self._lock:
-            self._leapt_P = None
-            await self._work.moved()
-            local_P = self._buffers.local_P
-            await self._compute(lambda: np.negative(local_P, out=local_P))
-            self._work.move()
+            return await self._compute(lambda: np.subtract(theta_P, local_P))
 
     async def drop_local(self) -> None:
         """Forget the local work."""
         await self._work.wait_idle()
         await self._work.moved()
-        self._forget_work()
-
-    def _forget_work(self) -> None:
         self._work.forget()
-        self._leapt_P = None
 
     # --- evaluation ---------------------------------------------------------------------------
 
@@ -261,7 +232,6 @@ class TrainingReplica:
             self._is_staged = False
             await self._work.moved()
             await self._compute(lambda: self._swap(is_merged))
-            self._leapt_P = None
             self._work.settle(is_merged=is_merged)
             self._work.move(is_merged=is_merged)
         return True
@@ -273,13 +243,7 @@ class TrainingReplica:
         that work itself, where the round does not hold it.
         """
         theta_P, local_P = self._buffers.global_P, self._buffers.local_P
-        if self._leapt_P is not None:  # local_P is how far it has leapt
-            np.subtract(self._spare_theta_P, local_P, out=local_P)
-            np.subtract(local_P, theta_P, out=local_P)
-            if is_merged:
-                np.add(local_P, self._leapt_P, out=local_P)
-        else:
-            np.subtract(self._spare_theta_P, local_P if is_merged else theta_P, out=local_P)
+        np.subtract(self._spare_theta_P, local_P if is_merged else theta_P, out=local_P)
         self._take_spare()
 
     def _take_spare(self) -> None:
@@ -325,7 +289,7 @@ class TrainingReplica:
             self._spare_digests = adopted
             await self._work.moved()
             await self._compute(self._take_spare)
-        self._forget_work()
+        self._work.forget()
 
     def _fill_spare(self, chunks: list[bytes]) -> tuple[bytes, ...]:
         if len(chunks) != num_chunks(self.num_parameters):
