@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Final
 
 from zoonet.crypto import PeerId, sha256, short
 from zoonet.distributed.mailbox import Mailbox
-from zoonet.distributed.wire import Kind, Message
+from zoonet.distributed.views import Views
+from zoonet.distributed.wire import MAX_RANKS, Kind, Message
 from zoonet.distributed.wording import peer_words
 from zoonet.errors import (
     ConfigError,
@@ -32,6 +34,7 @@ LINGER_S: Final = 5.0  # for what was sent to leave, when this peer does
 LOOK_S: Final = 0.02
 AGAIN_S: Final = 0.2  # before a peer that is not there yet is tried again
 MAX_EARLY_FAILURES: Final = 256
+MAX_PEERS: Final = MAX_RANKS
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +91,9 @@ class Exchange:
         self._listeners: dict[bytes, Callable[[GroupFailed], None]] = {}
         self._members_of: dict[bytes, frozenset[PeerId]] = {}
         self._early: dict[bytes, GroupFailed] = {}  # groups that failed before they began here
-        self.num_opened: dict[str, int] = {}  # groups of each name, so far
+        self.num_opened: Counter[tuple[str, ...]] = Counter()  # groups, by name and members
+        self._views = Views()
+        self._num_agreements = 0
 
     @property
     def peer_id(self) -> PeerId:
@@ -191,6 +196,10 @@ class Exchange:
             self._call(self._greet, peer_id)
         elif message.kind == Kind.FAIL:
             self._call(self._hear_failure, peer_id, message)
+        elif message.kind == Kind.LOST:
+            if not all(rank < len(self.peers) for rank in message.ranks):
+                raise ProtocolViolation(peer_id, f"speaks of ranks {message.ranks}")
+            self._call(self._hear_view, peer_id, message)
 
     def _on_lane_end(self, lane: Lane, error: ZoonetError) -> None:
         # Its goodbye may still be on the way, on the lane in the other direction.
@@ -249,6 +258,53 @@ class Exchange:
             self._fail(message.group, failure)
         elif len(self._early) < MAX_EARLY_FAILURES:
             self._early[message.group] = failure
+
+    def _hear_view(self, peer_id: PeerId, message: Message) -> None:
+        self._views.hear(peer_id, message.number, frozenset(message.ranks))
+        self._changed.set()
+
+    async def agree(self, timeout_s: float) -> tuple[PeerId, ...]:
+        """Agree with the others on who is left, in the order of their ranks.
+
+        All who are left call it, after a group has failed. Raises PeerTimeout where some do not,
+        GroupFailed where the others have given this peer up.
+        """
+        self._num_agreements += 1
+        said: frozenset[int] | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    living, lost = self._share_losses()
+                    if lost != said:
+                        said = lost
+                        self._say_lost(lost)
+                    if not self._views.differing(living, lost):
+                        break
+                    await self._changed.wait()
+                    self._changed.clear()
+        except TimeoutError as error:
+            late = ", ".join(map(self.name, self._views.differing(living, lost)))
+            raise PeerTimeout(
+                f"after {timeout_s:.0f} s {late} did not agree on who is left; "
+                "every peer has to regroup when its group has failed"
+            ) from error
+        self._views.agree(living, lost)
+        return tuple(peer for rank, peer in enumerate(self.peers) if rank not in lost)
+
+    def _share_losses(self) -> tuple[list[PeerId], frozenset[int]]:
+        """Give up whom the others have lost; return who is left of them, and the lost ranks."""
+        for rank in self._views.all_lost(self._others):
+            if rank == self.rank:
+                raise GroupFailed("the others have given this peer up; join them again")
+            self._lose(self.peers[rank], PeerTimeout("others have lost it"))
+        living = [peer_id for peer_id in self._others if peer_id not in self.lost]
+        return living, frozenset(self.peers.index(peer_id) for peer_id in self.lost)
+
+    def _say_lost(self, lost: frozenset[int]) -> None:
+        ranks = tuple(sorted(lost))
+        header = Message(Kind.LOST, number=self._num_agreements, ranks=ranks).encode()
+        for peer_id in self._others:  # also those given up, who may live
+            self.post(peer_id, header, b"")
 
     def _fail(self, group: bytes, failure: GroupFailed) -> None:
         listener = self._listeners.get(group)
@@ -325,6 +381,8 @@ def check_peers(peers: Sequence[PeerId], own: PeerId) -> tuple[PeerId, ...]:
     if len(set(peers)) != len(peers):
         twice = next(peer for peer in peers if list(peers).count(peer) > 1)
         raise ConfigError(f"the list of peers names {twice} twice; each peer has one rank")
+    if len(peers) > MAX_PEERS:
+        raise ConfigError(f"a run of {len(peers)} peers; everyone has lanes to all: {MAX_PEERS}")
     if own not in peers:
         raise ConfigError(
             f"this peer, {own}, is not in the list of peers; add it, or use the key of one that is"

@@ -53,10 +53,10 @@ class Group:
         self.timeout_s = exchange.config.operation_timeout_s
         self._exchange = exchange
         self._loop = asyncio.get_running_loop()
-        generation = exchange.num_opened.get(name, 0)
-        exchange.num_opened[name] = generation + 1
-        words = "\n".join([str(generation), name, *self.members])
-        self._id = sha256(words.encode())[:GROUP_BYTES]
+        words = (name, *self.members)
+        generation = exchange.num_opened[words]
+        exchange.num_opened[words] += 1
+        self._id = sha256("\n".join([str(generation), *words]).encode())[:GROUP_BYTES]
         self._num_collectives = 0
         self._num_sent: Counter[tuple[int, int]] = Counter()  # by rank and tag
         self._num_received: Counter[tuple[int, int]] = Counter()

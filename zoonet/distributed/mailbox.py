@@ -31,7 +31,7 @@ from zoonet.errors import GroupFailed, ProtocolViolation, ZoonetError
 from zoonet.transport import Buffer
 
 MAX_ENDED: Final = 4096  # groups whose late messages are passed over
-NOTICES: Final = frozenset({Kind.HELLO, Kind.BEAT, Kind.BYE, Kind.FAIL})
+NOTICES: Final = frozenset({Kind.HELLO, Kind.BEAT, Kind.BYE, Kind.FAIL, Kind.LOST})
 NOTHING: Final = Spec(0, 0, 0)
 PAYLOADS: Final = frozenset({Kind.DATA, Kind.EARLY})
 

@@ -37,6 +37,7 @@ CREDIT_BYTES: Final = 16 * 1024 * 1024  # that may lie aside at a receiver, for 
 GROUP_BYTES: Final = 16
 MAX_DIMENSIONS: Final = 32  # of a tensor
 MAX_NOTE_CHARACTERS: Final = 300
+MAX_RANKS: Final = 200
 
 Number = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Signed32 = Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)]
@@ -55,6 +56,7 @@ class Kind(IntEnum):
     FAIL = 7  # the group has failed here; `note` says why
     EARLY = 8
     TAKEN = 9
+    LOST = 10  # the sender is about to form a group without these `ranks`
 
 
 class Op(IntEnum):
@@ -111,6 +113,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     shape: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MAX_DIMENSIONS)] = ()
     offset: Number = 0  # of this chunk
     note: Annotated[str, msgspec.Meta(max_length=MAX_NOTE_CHARACTERS)] = ""
+    ranks: Annotated[tuple[Number, ...], msgspec.Meta(max_length=MAX_RANKS)] = ()
 
     @property
     def key(self) -> Key:
