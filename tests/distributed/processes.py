@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,25 @@ class Rank:
     @property
     def said(self) -> str:
         return self._log.read_text()
+
+    def until_said(self, text: str) -> None:
+        """Wait until it has printed this."""
+        deadline = time.monotonic() + END_S
+        while text not in self.said:
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < deadline, self.said
+            time.sleep(0.02)  # a real process: there is nothing to wait on
+
+    def go_on(self) -> None:
+        """Give it a line of input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(b"\n")
+        self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """SIGKILL: it says goodbye to nobody."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
 
     def ended(self) -> int:
         """Wait for its end and return its exit code."""

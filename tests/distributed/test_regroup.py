@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ NUM_PEERS = 5
 
 
 async def work_until_failure(group: Group) -> None:
-    with pytest.raises(GroupFailed):
+    with contextlib.suppress(GroupFailed):
         while True:
             await group.all_reduce_(torch.ones(20_000))
 

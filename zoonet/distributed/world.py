@@ -115,6 +115,21 @@ class World:
         )
         self._has_process_group = True
 
+    def regroup(self, *, agree_timeout_s: float = 60.0) -> None:
+        """After GroupFailed: go on with those who are left, all of whom call this.
+
+        `peers`, `rank` and `size` are theirs from now on, and PyTorch's default process group is
+        made anew of them; other groups, and models on them such as DDP's, are to be made anew by
+        the program. Raises PeerTimeout where some do not call it, GroupFailed where this peer has
+        been given up by the others.
+        """
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        own = self.peers[self.rank]
+        self.peers = self._runner.submit(self._exchange.agree(agree_timeout_s)).result()
+        self.rank, self.size = self.peers.index(own), len(self.peers)
+        self.init_process_group()
+
     def process_group(
         self, name: str, ranks: Sequence[int], timeout: timedelta
     ) -> dist.ProcessGroup:
