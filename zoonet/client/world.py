@@ -47,9 +47,11 @@ def join_world(
     Raises ConfigError for a list that cannot work, PeerTimeout where peers do not come.
     """
     from zoonet.distributed import World  # imports torch, for seconds
+    from zoonet.distributed.exchange import check_peers
 
     identity = key if isinstance(key, Identity) else Identity.load(Path(key))
     places = [_parse(peer) for peer in peers]
+    check_peers([peer_id for peer_id, _ in places], identity.peer_id)
     runner = Background()
     try:
         lanes = _lanes(identity, dict(places), tuple(bootstrap), tuple(listen))
@@ -88,19 +90,16 @@ async def _lanes(
         )
     async with AsyncExitStack() as stack:
         listen = listen or (_listen_at(own),)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zoonet-")))
         if bootstrap:
-            entry = await Entry.open(identity, bootstrap, EntryConfig(listen=listen))
+            entry_config = EntryConfig(folder=folder, listen=listen, is_lan_enabled=False)
+            entry = await Entry.open(identity, bootstrap, entry_config)
             stack.push_async_callback(entry.close)
             host = entry.host
         else:
             from zoonet.net import Host, HostConfig
 
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="zoonet-"))
-            config = HostConfig(
-                run_dir=Path(folder) / "run",
-                listen=listen,
-                known_peers=tuple(place.text for place in known),
-            )
+            config = HostConfig(run_dir=folder / "run", listen=listen)
             host = await stack.enter_async_context(Host.open(identity, config))
         for place in known:
             host.learn(place.peer_id, [place.text])
