@@ -15,7 +15,7 @@ from zoonet.errors import ConfigError
 
 torch.set_num_threads(1)
 
-SIZES = (0, 1, 5, 1000, 70_001)  # of fp32: below and above what is sent to everybody whole
+SIZES = (0, 5, 70_001)  # of fp32: below and above what is sent to everybody whole
 LARGE = 1_500_001  # several parts for each owner
 
 
