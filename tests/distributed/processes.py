@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-END_S = 90.0  # for a rank to end
+END_S = 240.0  # for a rank to end
 
 
 class Rank:

@@ -41,7 +41,7 @@ def test_a_killed_rank_fails_the_others_by_name_within_seconds(folder: Path) -> 
             assert "in DDP: RuntimeError" in rank.said
             assert "later: GroupFailed: barrier" in rank.said
             assert rank.said.count("rank 1 (peer") >= 2
-        assert took_s < 20  # the processes' own end included
+        assert took_s < 30  # the processes' own end included
 
 
 def test_a_pipeline_that_loses_two_peers_trains_on_with_not_a_bit_changed(folder: Path) -> None:
