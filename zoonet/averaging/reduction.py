@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from blake3 import blake3
 
+from zoonet.averaging.admission import Admission, require_size, would_hold
 from zoonet.averaging.chunks import (
     DIGEST_BYTES,
     Header,
@@ -25,6 +26,7 @@ from zoonet.averaging.chunks import (
     indices_of,
     root_of,
 )
+from zoonet.averaging.held import Chunk, Part
 from zoonet.averaging.landing import Buffers, Landing
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.payload import Payload
@@ -32,7 +34,7 @@ from zoonet.averaging.plan import (
     chunk_bounds,
     members_by_index,
 )
-from zoonet.averaging.roles import Role, partners_of, roles_in
+from zoonet.averaging.roles import partners_of, roles_in
 from zoonet.averaging.wire import Values, Wire, is_finite
 from zoonet.crypto import PeerId
 from zoonet.errors import InvalidPart, ProtocolViolation
@@ -40,49 +42,9 @@ from zoonet.exact import Vector
 from zoonet.ranges import count
 from zoonet.transport import Buffer
 
-NOBODY = -1
 _LARGEST = np.finfo(np.float32).max
 
 Post = Callable[[PeerId, bytes, Buffer], None]
-
-
-@dataclass(slots=True)
-class _Part:
-    """A chunk of a contribution, or of a site's mean, and who is in it.
-
-    As it was sent, where that is smaller: many may wait for one slow peer.
-    """
-
-    values: Values
-    bits: int
-
-    @property
-    def is_finite(self) -> bool:
-        """No codec decodes to anything else."""
-        return isinstance(self.values, memoryview) or is_finite(self.values)
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """Where one chunk stands."""
-
-    role: Role
-    parts: dict[int, _Part] = field(default_factory=dict)
-    sum: _Part | None = None  # the site's mean, where this peer owns the chunk but is not its root
-    sum_raw: memoryview = memoryview(b"")  # the same as it is sent
-    posted_up: int = NOBODY  # whom this peer has sent its part or its site's mean
-    is_busy: bool = False  # being added up
-    mean_N: Vector | None = None
-    mean_raw: memoryview = memoryview(b"")  # as its maker sent it
-    mean_maker: int = NOBODY
-    mean_bits: int = 0
-    posted_down: set[int] = field(default_factory=set)
-
-    def let_go(self) -> None:
-        """Hold none of what has come any more."""
-        self.parts.clear()
-        self.sum, self.mean_N = None, None
-        self.sum_raw = self.mean_raw = memoryview(b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +58,7 @@ class Awaited:
     is_waiting: bool  # it says that it waits for others itself
 
 
-def _is_rounded_up(parts: Sequence[_Part], out_N: Vector) -> bool:
+def _is_rounded_up(parts: Sequence[Part], out_N: Vector) -> bool:
     """Whether finite values alone made an infinite mean, by rounding; it is the largest then."""
     if not all(part.is_finite for part in parts):
         return False
@@ -148,9 +110,10 @@ class Reduction:
         self._commitments: dict[int, bytes] = {}
         self._committed_to: set[int] = set()  # who has this peer's own
         self._waiting: set[int] = set()  # who has sent all it can for now
-        self._chunks: list[_Chunk] = []
+        self._chunks: list[Chunk] = []
         self._contributors: frozenset[int] = frozenset()
         self._needed_bits = 0
+        self._admission = self._admission_to(attempt)
         self._num_left = 0
         self._is_over = False
 
@@ -165,14 +128,18 @@ class Reduction:
             self.attempt = attempt
             self._contributors = members_by_index(attempt.plan, attempt.contributors)
             self._needed_bits = bits_of(self._contributors)
+            self._admission = self._admission_to(attempt)
             roles = roles_in(attempt, self._me)
             by_chunk = [role for role in roles for _ in range(role.tree.first, role.tree.stop)]
             if not self._chunks:
-                self._chunks = [_Chunk(role) for role in by_chunk]
+                self._chunks = [Chunk(role) for role in by_chunk]
             self._commit_to({role.owner for role in roles} - {self._me})
             for chunk, role in zip(self._chunks, by_chunk, strict=True):
                 chunk.role = role
-            self._num_left = sum(not self._has_mean(chunk) for chunk in self._chunks)
+            self._num_left = sum(not chunk.has_mean(self._needed_bits) for chunk in self._chunks)
+
+    def _admission_to(self, attempt: Attempt) -> Admission:
+        return Admission(self.peers, self._me, self._neighbours, attempt.number, self._needed_bits)
 
     def advance(self) -> None:
         """Send what this peer has to send, and add up what is here."""
@@ -231,10 +198,10 @@ class Reduction:
         down: dict[int, list[int]] = {}
         with self._lock:
             for chunk in self._chunks:
-                has_mean = self._has_mean(chunk)
+                has_mean = chunk.has_mean(self._needed_bits)
                 for source in chunk.role.sources:
                     if source != self._me:
-                        is_added = has_mean or self._is_added_up(chunk, source)
+                        is_added = has_mean or chunk.has_added(source)
                         up.setdefault(source, []).append(is_added or source in chunk.parts)
                 if chunk.role.parent is not None:
                     down.setdefault(chunk.role.parent, []).append(has_mean)
@@ -281,67 +248,29 @@ class Reduction:
             if header.number > self.attempt.number or not self._chunks:
                 return None  # no attempt that far has been adopted yet
             if header.kind == Kind.ALIVE:
-                self._require(peer_id, num_bytes, 0)
+                require_size(peer_id, num_bytes, 0)
                 self._waiting.add(sender)
                 return self._landing.nowhere(0)
             self._waiting.discard(sender)
             if header.kind == Kind.COMMITMENT:
-                self._require(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
+                require_size(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
                 return self._land(sender, header, num_bytes)
             if header.chunk >= len(self._chunks):
                 raise ProtocolViolation(peer_id, f"chunk {header.chunk} of {len(self._chunks)}")
             start, stop = chunk_bounds(self._mean_P.size, header.chunk)
             self._wire.check_size(peer_id, num_bytes, stop - start)
-            if not self._is_wanted(sender, header):
+            chunk = self._chunks[header.chunk]
+            if self._is_over or not self._admission.is_wanted(chunk, sender, header):
                 return self._landing.nowhere(num_bytes)
             if header.kind == Kind.PART and sender not in self._commitments:
                 return None  # it comes over another connection
             return self._land(sender, header, num_bytes)
-
-    def _require(self, peer_id: PeerId, num_bytes: int, expected: int) -> None:
-        if num_bytes != expected:
-            raise InvalidPart(peer_id, f"{num_bytes} bytes, not {expected}")
 
     def _land(self, sender: int, header: Header, num_bytes: int) -> memoryview:
         place = self._landing.begin(sender, header, num_bytes)
         if place is None:
             raise ProtocolViolation(self.peers[sender], "the same chunk twice at once")
         return place
-
-    def _is_wanted(self, sender: int, header: Header) -> bool:
-        """Tell whether a chunk is still needed. Raises ProtocolViolation if it never was."""
-        if self._is_over:
-            return False
-        chunk = self._chunks[header.chunk]
-        is_stale = header.number < self.attempt.number
-        if header.kind == Kind.MEAN:
-            if sender != chunk.role.parent and not is_stale:
-                raise ProtocolViolation(self.peers[sender], "a mean that it does not hand out")
-            if sender != chunk.role.parent or self._has_mean(chunk):
-                return False
-            if not self._would_hold(chunk, header):
-                if is_stale:
-                    return False
-                raise ProtocolViolation(self.peers[sender], "a mean without some contributor")
-            return True
-        if sender not in chunk.role.sources or sender == self._me:
-            if not is_stale:
-                raise ProtocolViolation(self.peers[sender], "a chunk for another peer")
-            return False
-        is_neighbour = sender in self._neighbours
-        if is_neighbour != (header.kind == Kind.PART):
-            raise ProtocolViolation(self.peers[sender], "a part for a sum, or a sum for a part")
-        is_here = sender in chunk.parts or self._is_added_up(chunk, sender)
-        return not (is_here or self._has_mean(chunk))
-
-    def _is_added_up(self, chunk: _Chunk, sender: int) -> bool:
-        """What the sender could bring is in this site's mean already."""
-        return chunk.sum is not None and bool(chunk.sum.bits >> sender & 1)
-
-    def _would_hold(self, chunk: _Chunk, header: Header) -> bool:
-        if header.maker != chunk.role.tree.root:
-            return False
-        return header.bits & self._needed_bits == self._needed_bits
 
     def arrived(self, peer_id: PeerId, header: Header) -> None:
         """See `zoonet.transport.Sink.arrived`."""
@@ -408,22 +337,20 @@ class Reduction:
         chunk = self._chunks[header.chunk]
         if header.kind == Kind.MEAN:
             assert not isinstance(values, memoryview)
-            if not self._has_mean(chunk) and self._would_hold(chunk, header):
+            if not chunk.has_mean(self._needed_bits) and would_hold(
+                chunk, header, self._needed_bits
+            ):
                 self._take_mean(header.chunk, chunk, values, landed, header.maker, header.bits)
             if not self._wire.is_exact:
                 self._buffers.give_back(values)
             return
-        bits = 1 << sender if header.kind == Kind.PART else self._known_bits(sender, header.bits)
-        chunk.parts[sender] = _Part(values, bits)
-
-    def _known_bits(self, sender: int, bits: int) -> int:
-        """What a site's owner says is in its sum: all its contributors, and nobody unheard of."""
-        plan = self.attempt.plan
-        site = set(plan.sites[plan.site_of(sender)])
-        named = set(indices_of(bits))
-        if not site & self._contributors <= named <= site & self._weights.keys():
-            raise InvalidPart(self.peers[sender], "a sum that is not of all of its site alone")
-        return bits
+        bits = 1 << sender
+        if header.kind != Kind.PART:
+            bits = header.bits
+            self._admission.check_sum(
+                self.attempt.plan, sender, bits, self._contributors, self._weights
+            )
+        chunk.parts[sender] = Part(values, bits)
 
     def forget(self, peer_id: PeerId) -> None:
         """A lane of this peer has ended: what was under way on it will not arrive."""
@@ -432,11 +359,6 @@ class Reduction:
             self._landing.forget(sender)
 
     # --- adding up and passing on -------------------------------------------------------------
-
-    def _has_mean(self, chunk: _Chunk) -> bool:
-        if chunk.mean_maker != chunk.role.tree.root:
-            return False
-        return chunk.mean_bits & self._needed_bits == self._needed_bits
 
     def _advance(self, number: int) -> None:
         """Do for one chunk whatever can be done now."""
@@ -479,7 +401,7 @@ class Reduction:
         self,
         number: int,
         is_root: bool,
-        parts: Sequence[_Part],
+        parts: Sequence[Part],
         weights: Sequence[int],
         out_N: Vector,
         room: memoryview | None,
@@ -499,7 +421,7 @@ class Reduction:
         return self._wire.encode(is_root, number, out_N, room)
 
     def _keep_result(
-        self, number: int, chunk: _Chunk, parts: Sequence[_Part], out_N: Vector, raw: memoryview
+        self, number: int, chunk: Chunk, parts: Sequence[Part], out_N: Vector, raw: memoryview
     ) -> None:
         bits = 0
         for part in parts:
@@ -511,18 +433,18 @@ class Reduction:
         if chunk.role.parent is None:
             self._take_mean(number, chunk, out_N, raw, self._me, bits)
         else:
-            chunk.sum, chunk.sum_raw = _Part(out_N if self._wire.is_exact else raw, bits), raw
+            chunk.sum, chunk.sum_raw = Part(out_N if self._wire.is_exact else raw, bits), raw
 
-    def _drop_non_finite(self, chunk: _Chunk) -> list[int]:
+    def _drop_non_finite(self, chunk: Chunk) -> list[int]:
         guilty = [source for source, part in chunk.parts.items() if not part.is_finite]
         for source in guilty:
             del chunk.parts[source]
         return guilty
 
     def _take_mean(
-        self, number: int, chunk: _Chunk, mean_N: Vector, raw: memoryview, maker: int, bits: int
+        self, number: int, chunk: Chunk, mean_N: Vector, raw: memoryview, maker: int, bits: int
     ) -> None:
-        had_it = self._has_mean(chunk)
+        had_it = chunk.has_mean(self._needed_bits)
         if not self._wire.is_exact:
             start, stop = chunk_bounds(self._mean_P.size, number)
             self._mean_P[start:stop] = mean_N
@@ -530,7 +452,7 @@ class Reduction:
         chunk.mean_N, chunk.mean_raw = mean_N, raw
         chunk.mean_maker, chunk.mean_bits = maker, bits
         chunk.posted_down = set()
-        if not had_it and self._has_mean(chunk):
+        if not had_it and chunk.has_mean(self._needed_bits):
             self._num_left -= 1
             if not self._num_left:
                 self._changed()
@@ -538,16 +460,16 @@ class Reduction:
     def _weight_of(self, bits: int) -> int:
         return sum(self._weights[index] for index in indices_of(bits))
 
-    def _ready_parts(self, number: int, chunk: _Chunk) -> list[_Part] | None:
+    def _ready_parts(self, number: int, chunk: Chunk) -> list[Part] | None:
         """All parts of a chunk that this peer is to add up now, in order; None while any lacks."""
         role = chunk.role
-        if self._is_over or not role.sources or chunk.is_busy or self._has_mean(chunk):
+        if self._is_over or not role.sources or chunk.is_busy or chunk.has_mean(self._needed_bits):
             return None
         if chunk.sum is not None and role.parent is not None:
             return None
         if self._payload is not None and self._me in role.sources:
             self._take_own_part(number, chunk, self._payload)
-        parts: list[_Part] = []
+        parts: list[Part] = []
         covered = 0
         if chunk.sum is not None:  # it has become the root since
             parts.append(chunk.sum)
@@ -560,32 +482,36 @@ class Reduction:
             parts.append(chunk.parts[source])
         return parts
 
-    def _take_own_part(self, number: int, chunk: _Chunk, payload: Payload) -> None:
+    def _take_own_part(self, number: int, chunk: Chunk, payload: Payload) -> None:
         """This peer's own chunk counts as the others get it."""
         if self._me not in chunk.parts:
             raw = payload.chunks[number]
             own = np.frombuffer(raw, np.float32) if self._wire.is_exact else raw
-            chunk.parts[self._me] = _Part(own, 1 << self._me)
+            chunk.parts[self._me] = Part(own, 1 << self._me)
 
     def _size_of(self, number: int) -> int:
         start, stop = chunk_bounds(self._mean_P.size, number)
         return stop - start
 
-    def _pass_on(self, number: int, chunk: _Chunk) -> None:
+    def _pass_on(self, number: int, chunk: Chunk) -> None:
         """Post what this peer has of a chunk to those who lack it."""
         role = chunk.role
         if self._is_over:
             return
-        if role.parent is not None and chunk.posted_up != role.parent and not self._has_mean(chunk):
+        if (
+            role.parent is not None
+            and chunk.posted_up != role.parent
+            and not chunk.has_mean(self._needed_bits)
+        ):
             self._post_up(number, chunk, role.parent)
-        if self._has_mean(chunk):
+        if chunk.has_mean(self._needed_bits):
             header = self._header(Kind.MEAN, number, chunk.mean_maker, chunk.mean_bits)
             for receiver in role.receivers:
                 if receiver not in chunk.posted_down:
                     chunk.posted_down.add(receiver)
                     self._post(self.peers[receiver], header, chunk.mean_raw)
 
-    def _post_up(self, number: int, chunk: _Chunk, parent: int) -> None:
+    def _post_up(self, number: int, chunk: Chunk, parent: int) -> None:
         if chunk.role.sources:
             if chunk.sum is None:
                 return
