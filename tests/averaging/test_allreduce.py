@@ -335,10 +335,11 @@ def test_a_contribution_that_cannot_be_encoded_is_lost_work() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("codec", ["int8", "fp16"])
 @pytest.mark.parametrize("victim", ["ada", "cyd"])
-def test_a_death_costs_one_contribution_with_a_lossy_codec_too(victim: str) -> None:
+def test_a_death_costs_one_contribution_with_a_lossy_codec_too(victim: str, codec: str) -> None:
     async def main() -> None:
-        forest = Forest(*UNEVEN, size=20_000, codec="int8")
+        forest = Forest(*UNEVEN, size=20_000, codec=codec)
         await forest.serve()
         running = {name: asyncio.create_task(forest.average(name)) for name in forest.names}
         await asyncio.sleep(0.06)
@@ -356,7 +357,7 @@ def test_a_death_costs_one_contribution_with_a_lossy_codec_too(victim: str) -> N
 
 @pytest.mark.parametrize("victim", ["ada", "cyd", "bob"])
 @pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.08])
-@pytest.mark.parametrize("codec", ["fp32", "int8"])
+@pytest.mark.parametrize("codec", ["fp32", "fp16", "int8"])
 def test_who_becomes_an_owner_had_nobodys_commitment_before(
     victim: str, after_s: float, codec: str
 ) -> None:

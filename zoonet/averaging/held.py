@@ -42,7 +42,7 @@ class Chunk:
     posted_up: int = NOBODY  # whom this peer has sent its part or its site's mean
     is_busy: bool = False  # being added up
     mean_N: Vector | None = None
-    mean_raw: memoryview = memoryview(b"")  # as its maker sent it
+    mean_raw: memoryview = memoryview(b"")  # as its maker sent it; empty where it can be made again
     mean_maker: int = NOBODY
     mean_bits: int = 0
     posted_down: set[int] = field(default_factory=set)

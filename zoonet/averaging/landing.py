@@ -62,8 +62,9 @@ class Landing:
         self._buffers = buffers
         self._under_way: dict[Key, memoryview] = {}
         self._spilled: set[int] = set()  # chunks whose mean lies outside mean_P
-        # the mean as it is sent, where that is not the mean itself: in one piece, not in the heap
-        self._raw = None if wire.is_exact else room_for(wire.codec, mean_P.size)
+        # the mean as it is sent, where that is kept: in one piece, not all over the heap
+        is_kept = not (wire.is_exact or wire.is_repeatable)
+        self._raw = room_for(wire.codec, mean_P.size) if is_kept else None
         self._has_raw: set[int] = set()  # chunks whose place in it has been given out
         self._nowhere = memoryview(bytearray(wire.max_bytes(chunk_values(mean_P.size))))
 
@@ -133,11 +134,11 @@ class Landing:
 
     def raw_target(self, number: int) -> memoryview:
         """Where a chunk of the mean goes as it is sent; with a lossy codec no place goes twice."""
-        if self._raw is None:
+        if self._wire.is_exact:
             return self.mean_target(number).view(np.uint8).data
         start, stop = chunk_bounds(self._mean_P.size, number)
         num_bytes = self._wire.max_bytes(stop - start)
-        if number in self._has_raw:
+        if self._raw is None or number in self._has_raw:
             return memoryview(bytearray(num_bytes))
         self._has_raw.add(number)
         at = number * self._wire.max_bytes(chunk_values(self._mean_P.size))

@@ -509,7 +509,14 @@ class Reduction:
             for receiver in role.receivers:
                 if receiver not in chunk.posted_down:
                     chunk.posted_down.add(receiver)
-                    self._post(self.peers[receiver], header, chunk.mean_raw)
+                    self._post(self.peers[receiver], header, self._mean_raw_of(chunk))
+            if self._wire.is_repeatable:
+                chunk.mean_raw = memoryview(b"")
+
+    def _mean_raw_of(self, chunk: Chunk) -> memoryview:
+        if not chunk.mean_raw and chunk.mean_N is not None:
+            chunk.mean_raw = self._wire.encode_again(chunk.mean_N)
+        return chunk.mean_raw
 
     def _post_up(self, number: int, chunk: Chunk, parent: int) -> None:
         if chunk.role.sources:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from zoonet.codecs import Codec, encode_into_feedback
 from zoonet.crypto import PeerId
 from zoonet.errors import InvalidPart
 from zoonet.exact import Vector, require_exact_arithmetic, weighted_mean
+
+# With these the values that a payload stands for are encoded as that payload, to the bit.
+REPEATABLE: Final = frozenset({"fp16", "bf16"})
 
 Values = Vector | memoryview  # of a chunk: themselves, or as they are sent
 Key = tuple[bool, int]  # of a mean rather than a site's sum; number of the chunk
@@ -39,6 +43,16 @@ class Wire:
     def is_exact(self) -> bool:
         """Payloads are the values themselves."""
         return self.codec.is_exact
+
+    @property
+    def is_repeatable(self) -> bool:
+        """A payload can be made again from its values, so nobody has to keep it."""
+        return self.codec.name in REPEATABLE
+
+    def encode_again(self, values_N: Vector) -> memoryview:
+        """The payload that these values were decoded from, with a repeatable codec."""
+        out = memoryview(bytearray(self.codec.max_bytes(values_N.size)))
+        return out[: self.codec.encode(values_N, out)]
 
     def max_bytes(self, num_values: int) -> int:
         """The most that a payload of so many values may have."""
