@@ -60,7 +60,9 @@ async def rise(seconds: float, folder: Path) -> dict[str, Any]:
 
 
 def slopes(looks: list[list[float]], warm_up: int) -> list[float]:
-    """Of each peer, bytes a round; least squares."""
+    """Of each peer, bytes a round; least squares. Raises ValueError where all was warm-up."""
     later = np.array([look for look in looks if look[0] >= warm_up])
+    if len({look[0] for look in looks if look[0] >= warm_up}) < 2:
+        raise ValueError(f"fewer than {warm_up} rounds and some more")
     rounds = later[:, 0] - later[:, 0].mean()
     return [round(float(rounds @ column / (rounds @ rounds)), 1) for column in later[:, 1:].T]
