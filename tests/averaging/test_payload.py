@@ -102,6 +102,21 @@ def test_encoded_parts_add_up_to_the_bits_of_their_weighted_mean() -> None:
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("size", [SIZE, LARGE])
+async def test_a_payload_holds_what_one_that_was_settled_just_before_has_left_out(
+    size: int,
+) -> None:
+    forest = Forest(("ada",), size=size, codec="int8")
+    await forest.serve()  # has committed once
+    delta_P, int8 = forest.vectors["ada"], codec("int8")
+    first = make_payload(delta_P, int8)
+    forest.reducers["ada"].settle(is_certified=True, is_merged=True)
+    root = await forest.reducers["ada"].commit(delta_P)
+    assert root == make_payload(delta_P, int8, leave_out(first, int8, None)).root != first.root
+    await forest.close()
+
+
+@pytest.mark.asyncio
 @pytest.mark.parametrize(("name", "num_copies"), [("fp32", 0.0), ("fp16", 1.5), ("int8", 1.5)])
 async def test_an_averager_alone_holds_its_feedback_and_what_is_sent(
     name: str, num_copies: float
