@@ -20,7 +20,7 @@ import uvloop
 from blake3 import blake3
 
 from experiments.testbed import vectors
-from experiments.testbed.contenders import Contender, Stage, make
+from experiments.testbed.contenders import Contender, Stage, Trainee, make
 
 Message = dict[str, Any]
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -30,7 +30,7 @@ class Actor:
     """The contenders of one peer, and what they contribute."""
 
     def __init__(self) -> None:
-        self._contenders: dict[str, Contender] = {}
+        self._contenders: dict[str, Contender | Trainee] = {}
         self._stage: Stage
         self._noise_P = np.zeros(0, np.float32)
         self._contribution_P = np.zeros(0, np.float32)
@@ -48,6 +48,12 @@ class Actor:
                     return await self._prepare(order)
                 case "go":
                     return await self._go(order)
+                case "train":
+                    await self._trainee(order).train()
+                    return {"is": "training"}
+                case "figures":
+                    figures = self._trainee(order).figures()
+                    return {"is": "figures", "figures": figures, "at": time.monotonic()}
                 case unknown:
                     return {"is": "failed", "error": f"an unknown order {unknown!r}"}
         except Exception as error:  # a contender may raise anything; the driver counts it
@@ -81,13 +87,13 @@ class Actor:
         self._round = order["round"]
         vectors.fill_(self._contribution_P, self._noise_P, self._stage.peer, self._round)
         began = time.monotonic()
-        contender = self._contenders[order["contender"]]
+        contender = self._contender(order)
         told = await contender.prepare(self._round, self._contribution_P)
         return {"is": "prepared", "began": began, "ended": time.monotonic(), "told": told}
 
     async def _go(self, order: Message) -> Message:
         """Run a round at the instant `at`; judge its result when the time has been taken."""
-        contender = self._contenders[order["contender"]]
+        contender = self._contender(order)
         await asyncio.sleep(max(0.0, order["at"] - time.monotonic()))
         cpu_s = time.process_time()
         contributors = await contender.run(order["told"])
@@ -113,6 +119,18 @@ class Actor:
             "num_wrong_values": judgement.num_wrong_values,
             "num_fuller_windows": judgement.num_fuller_windows,
         }
+
+    def _contender(self, order: Message) -> Contender:
+        found = self._contenders[order["contender"]]
+        if not isinstance(found, Contender):
+            raise TypeError(f"{order['contender']} does not average by itself")
+        return found
+
+    def _trainee(self, order: Message) -> Trainee:
+        found = self._contenders[order["contender"]]
+        if not isinstance(found, Trainee):
+            raise TypeError(f"{order['contender']} does not train")
+        return found
 
     async def close(self) -> None:
         """End all contenders."""

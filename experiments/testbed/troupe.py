@@ -86,6 +86,11 @@ class Actor:
         answer: Message = json.loads(line)
         return answer
 
+    @property
+    def is_gone(self) -> bool:
+        """Tell whether the process has ended."""
+        return self._gone.is_set()
+
     def log_tail(self) -> str:
         """The last lines it logged."""
         lines = self.log_path.read_text(errors="replace").splitlines()
@@ -166,6 +171,15 @@ class Performance:
         return sorted(set.intersection(*said)) if said else []
 
 
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """Where processes come from, and what each is told first."""
+
+    nursery: Nursery
+    folder: Path
+    order: Message
+
+
 @dataclass(slots=True)
 class Troupe:
     """All peers, each hosting the same contenders. Open it with `async with Troupe.open(...)`."""
@@ -173,6 +187,8 @@ class Troupe:
     bed: Bed | Loopback
     contenders: tuple[str, ...]
     actors: dict[int, Actor] = field(default_factory=dict)
+    _birth: Birth | None = None
+    _hellos: dict[int, Message] = field(default_factory=dict)
     _round: int = 0
 
     @classmethod
@@ -190,28 +206,43 @@ class Troupe:
 
         Raises ActorFailed where one does not come up.
         """
+        order = {
+            "do": "start",
+            "contenders": list(contenders),
+            "num_values": num_values,
+            "sites": [list(bed.layout.members(site)) for site in range(len(bed.layout.sites))],
+            "options": options or {},
+        }
         troupe = cls(bed, tuple(contenders))
+        troupe._birth = Birth(nursery, folder, order)
         try:
             for peer in range(bed.layout.num_peers):
                 troupe.actors[peer] = await troupe._start(peer, nursery, folder)
-            hellos = await troupe.ask_all(
-                {
-                    "do": "start",
-                    "contenders": list(contenders),
-                    "num_values": num_values,
-                    "sites": [
-                        list(bed.layout.members(site)) for site in range(len(bed.layout.sites))
-                    ],
-                    "options": options or {},
-                },
-                START_S,
-            )
-            for name in contenders:
-                known = [hellos[peer]["hellos"][name] for peer in sorted(hellos)]
-                await troupe.ask_all({"do": "connect", "contender": name, "hellos": known}, START_S)
+            await troupe._meet(set(troupe.actors))
             yield troupe
         finally:
             await troupe._end()
+
+    async def _meet(self, newcomers: Collection[int]) -> None:
+        """Let newcomers start, and tell everybody where everybody is."""
+        assert self._birth is not None
+        self._hellos |= await self.ask_all(self._birth.order, START_S, newcomers)
+        for name in self.contenders:
+            known = [self._hellos[peer]["hellos"][name] for peer in sorted(self._hellos)]
+            order = {"do": "connect", "contender": name, "hellos": known}
+            await self.ask_all(order, START_S, self.living)
+
+    @property
+    def living(self) -> set[int]:
+        """Peers whose processes have not ended."""
+        return {peer for peer, actor in self.actors.items() if not actor.is_gone}
+
+    async def revive(self, peer: int) -> None:
+        """Start a new process for a peer whose process was killed. Raises ActorFailed."""
+        assert self._birth is not None
+        await self.actors[peer].end()
+        self.actors[peer] = await self._start(peer, self._birth.nursery, self._birth.folder)
+        await self._meet({peer})
 
     async def _start(self, peer: int, nursery: Nursery, folder: Path) -> Actor:
         # hivemind forks, and a loop of uvloop does not survive that

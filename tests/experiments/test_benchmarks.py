@@ -88,7 +88,22 @@ def test_the_benchmark_of_deaths_loses_a_peer(tmp_path: Path) -> None:
     assert run["num_wrong"] == 0
 
 
-@pytest.mark.parametrize("name", ["wan", "deaths"])
+@pytest.mark.p2p
+@pytest.mark.slow
+@needs_bed
+@pytest.mark.parametrize("question", ["utilisation", "goodput", "unequal"])
+def test_the_benchmark_of_training_answers_each_question(question: str, tmp_path: Path) -> None:
+    done = smoke("training", tmp_path, "--only", question)
+    assert done.returncode == 0, done.stderr
+    result = result_of(tmp_path / f"result-{question}.json")
+    (run,) = [run for run in result["runs"] if not run["why_not"]]
+    assert run["more"]["num_rounds"] >= 2
+    assert run["more"]["num_deaths"] == (question == "goodput")
+    assert 0.1 < run["more"]["certified_share"] <= 1.1
+    assert not [name for name in kernel.namespace_names() if name.startswith("zt")]
+
+
+@pytest.mark.parametrize("name", ["wan", "deaths", "training"])
 def test_without_root_a_benchmark_says_what_to_do(name: str) -> None:
     code = (
         f"import os, sys, experiments.{name}.__main__ as benchmark\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from zoonet.exact import Vector
 
@@ -36,6 +36,7 @@ class Stage:
         return [peer for peer in range(self.num_peers) if peer != self.peer]
 
 
+@runtime_checkable
 class Contender(Protocol):
     """One peer's part of an all-reduce. The methods are called in the order in which they stand.
 
@@ -79,3 +80,29 @@ class Contender(Protocol):
     async def close(self) -> None:
         """End everything. Called once, even after a failure."""
         ...
+
+
+@runtime_checkable
+class Trainee(Protocol):
+    """One peer's part in training a model; what comes of it is its own record of its time.
+
+    Of those that train `start`, `connect` and `close` are as those of a `Contender`; but `connect`
+    may be called again, when others have come back.
+    """
+
+    async def start(self) -> Hello: ...
+
+    async def connect(self, hellos: list[Hello]) -> None: ...
+
+    async def train(self) -> None:
+        """Begin; return at once."""
+        ...
+
+    def figures(self) -> dict[str, Any]:
+        """Return, as JSON, what has been done so far. Raises whatever has ended it.
+
+        `began` holds the monotonic instants of all its steps, `step_s` is what each lasted.
+        """
+        ...
+
+    async def close(self) -> None: ...

@@ -27,6 +27,7 @@ class GatedReplica:
         self.num_parameters = num_values
         self.slots_per_s = 0.0
         self.num_trained = 0
+        self.carried: Ranges = ()
         self.arrived = asyncio.Event()
         self.contribution_P = np.zeros(num_values, np.float32)
         self.mean_P = np.zeros(num_values, np.float32)
@@ -43,12 +44,13 @@ class GatedReplica:
         """The next round waits."""
         self._gate.clear()
 
-    async def train(self, slots: Ranges, *, num_done: int, num_planned: int) -> Ranges:
+    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
         self.num_trained = 0
         self.arrived.set()
         await self._gate.wait()
         self.arrived.clear()
         self.num_trained = count(slots)
+        self.carried = slots
         return slots
 
     def stop(self) -> None:
@@ -64,11 +66,14 @@ class GatedReplica:
     async def commit(self, state: bytes, *, is_merged: bool) -> bool:
         if self._staged[0] != state:
             return False
+        if is_merged:
+            self.carried = ()
         await self._move(*self._staged)
         return True
 
     async def drop_local(self) -> None:
-        """There is no local work but the next contribution."""
+        """Nothing is lost: there is no local work but the next contribution."""
+        self.carried = ()
 
     def chunk_digests(self, state: bytes) -> list[bytes] | None:
         return _chunk_digests(self.mean_P) if state == self.state_digest else None
