@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from experiments.testbed import command, kernel, results
+from experiments.testbed.measuring import Run
 from experiments.training import questions
 from experiments.training.questions import QUESTIONS
 from experiments.training.trial import MAX_OVERRUN_SHARE
@@ -82,6 +83,20 @@ def settle(options: argparse.Namespace, name: str) -> None:
     options.seconds = options.given_seconds or usual
 
 
+def write(options: argparse.Namespace, name: str, runs: list[Run]) -> Path:
+    """Write what there is so far: a benchmark that is cut short keeps it."""
+    return results.write(
+        NAME,
+        QUESTIONS[name].text,
+        runs,
+        questions.goals_of(name, runs, options),
+        settings=settings_of(options, name),
+        is_smoke=options.smoke,
+        out=results.beside(options.out, NAME, name, is_smoke=options.smoke),
+        more={"caveats": CAVEATS},
+    )
+
+
 def main() -> None:
     """Run, print tables, write a JSON and a plot for each question."""
     options = parse()
@@ -93,18 +108,9 @@ def main() -> None:
         settle(options, name)
         usual = question.contenders[:1] if options.smoke else question.contenders
         names = command.chosen(options, EVERYBODY, usual)
-        runs = command.run(partial(questions.answer, name, options, names))
-        goals = questions.goals_of(name, runs, options)
-        path = results.write(
-            NAME,
-            question.text,
-            runs,
-            goals,
-            settings=settings_of(options, name),
-            is_smoke=options.smoke,
-            out=results.beside(options.out, NAME, name, is_smoke=options.smoke),
-            more={"caveats": CAVEATS},
-        )
+        keep = partial(write, options, name)
+        runs = command.run(partial(questions.answer, name, options, names, keep))
+        path, goals = keep(runs), questions.goals_of(name, runs, options)
         bars = questions.bars_of(name, runs, options)
         results.plot(path.with_suffix(".png"), question.text, question.figure, bars)
         results.show(questions.table_of(name, runs, options), results.goals_table(goals))

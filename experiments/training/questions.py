@@ -7,7 +7,7 @@ import asyncio
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -70,7 +70,12 @@ QUESTIONS: Final = {
     ),
     "unequal": Question(
         text="How much of their summed speed do peers have together, half of them 4 times slower?",
-        contenders=("zoonet_training-ahead2-int8", "zoonet_training-int8"),
+        contenders=(
+            "zoonet_training-ahead2-int8",
+            "zoonet_training-int8",
+            "zoonet_training-even-int8",
+            "hivemind_diloco",
+        ),
         rates_mbit=(100.0,),
         figure="steady_speed_share",
         goals={100.0: 0.95},
@@ -116,9 +121,13 @@ def deaths(name: str, options: argparse.Namespace, bed: Bed) -> Disturb:
 
 
 async def answer(
-    name: str, options: argparse.Namespace, contenders: Sequence[str], folder: Path
+    name: str,
+    options: argparse.Namespace,
+    contenders: Sequence[str],
+    keep: Callable[[list[Run]], object],
+    folder: Path,
 ) -> list[Run]:
-    """Run every contender on every link."""
+    """Run every contender on every link. `keep` is given all runs so far after each of them."""
     question, layout = QUESTIONS[name], Layout.parse(options.layout)
     rules = Rules(options.smoke, options.others_cores)
     job = await asyncio.to_thread(
@@ -146,11 +155,15 @@ async def answer(
                 )
                 lap_folder = folder / f"{rate:g}-{lap}"
                 lap_folder.mkdir(exist_ok=True)
-                return await run_trial(
-                    bed, contender, course, lap_folder, rules, case=case_of(rate), lap=lap
+                runs.append(
+                    await run_trial(
+                        bed, contender, course, lap_folder, rules, case=case_of(rate), lap=lap
+                    )
                 )
+                keep(runs)
+                return runs[-1]
 
-            runs += await measuring.by_turns(contenders, options.repeats, measure_one, is_cold=True)
+            await measuring.by_turns(contenders, options.repeats, measure_one, is_cold=True)
     return runs
 
 

@@ -2,7 +2,7 @@
 
 What `peers.job_run` wires, without what precedes it: the job is on the disk, control messages go
 over plain TCP, and nothing is evaluated. Variants are joined by hyphens: `ahead2` trains ahead,
-the others name a codec.
+`even` gives slow peers as many steps as fast ones, anything else names a codec.
 """
 
 from __future__ import annotations
@@ -62,16 +62,10 @@ class ZoonetTraining:
     """See `Trainee`."""
 
     def __init__(self, stage: Stage, variant: str) -> None:
-        parts = variant.split("-") if variant else []
-        ahead = [part for part in parts if part.startswith("ahead")]
-        codecs = [part for part in parts if part not in ahead]
-        self._codec = codecs[0] if codecs else "fp32"
+        settings = settings_of(variant)
+        self._codec: str = settings["codec"]
         self._stage = stage
-        self._job = Job.read(
-            Path(stage.options["job"]),
-            ahead=float(ahead[0].removeprefix("ahead")) if ahead else 0.0,
-            codec=self._codec,
-        )
+        self._job = Job.read(Path(stage.options["job"]), **settings)
         self._accelerator = Accelerator(stage.options["step_s"][stage.peer])
         self._diary = Diary()
         self._numbers = {identity_of(peer).peer_id: peer for peer in range(stage.num_peers)}
@@ -197,6 +191,19 @@ class ZoonetTraining:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._stack.aclose()
+
+
+def settings_of(variant: str) -> dict[str, Any]:
+    """The settings of `training` that a contender's variant names."""
+    settings: dict[str, Any] = {"ahead": 0.0, "codec": "fp32", "dynamic_steps": True}
+    for part in variant.split("-") if variant else ():
+        if part.startswith("ahead"):
+            settings["ahead"] = float(part.removeprefix("ahead"))
+        elif part == "even":
+            settings["dynamic_steps"] = False
+        else:
+            settings["codec"] = part
+    return settings
 
 
 class _Noted:
