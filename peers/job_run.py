@@ -16,7 +16,6 @@ import numpy as np
 
 from peers.evaluations import Evaluations, evaluator_of
 from peers.node import Node
-from peers.progress import MAX_FIGURE, Reporter, Status
 from zoonet.averaging import (
     Certificate,
     Certificates,
@@ -32,6 +31,7 @@ from zoonet.codecs import codec as codec_named
 from zoonet.config import PreparedJob, decode, num_slots, tokens_per_slot
 from zoonet.crypto import PeerId, short
 from zoonet.errors import ConfigError, ShardUnavailable, TransportError
+from zoonet.jobs.reporter import MAX_FIGURE, Reporter, Status
 from zoonet.records import JobRecord, JobResult, Progress, Signed, job_topic, sign
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import to_safetensors

@@ -17,6 +17,9 @@ _PUBLIC = {
     "TrainingConfig": "zoonet.config",
     "VerificationConfig": "zoonet.config",
     "join_world": "zoonet.client",
+    "Swarm": "zoonet.client.loop",
+    "SwarmConfig": "zoonet.client.loop",
+    "SwarmStatus": "zoonet.client.loop",
 }
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from peers.progress import MAX_OTHERS, Reporter, Status
 from peers.worker import FOUNDING_PATIENCE_S
 from tests.scenarios.memory_job import (
     Story,
@@ -22,6 +21,7 @@ from tests.scenarios.memory_job import (
 from zoonet.config import encode
 from zoonet.crypto import Identity
 from zoonet.errors import InvalidRecord
+from zoonet.jobs.reporter import MAX_OTHERS, Reporter, Status
 from zoonet.records import (
     JOBS_KEY,
     JobList,

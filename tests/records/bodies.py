@@ -17,6 +17,7 @@ from zoonet.records import (
     JobResult,
     PeerRecord,
     Progress,
+    RunRecord,
     Signed,
     job_id_of,
     sign,
@@ -88,6 +89,7 @@ HONEST: dict[str, Body] = {
             num_tokens=1000,
             eval_loss=2.0,
         ),
+        RunRecord(run="squares", spec_cid=CID, parameters_cid=CID, founded_at=NOW - 5),
         Round(
             job_id=JOB_ID,
             index=2,

@@ -1,5 +1,8 @@
 """zoo_compute: the name under which the interface was announced. Everything is zoonet's."""
 
+from typing import Any
+
+import zoonet
 from zoonet import __version__
 from zoonet.client import (
     Client,
@@ -35,9 +38,22 @@ __all__ = [
     "ModelConfig",
     "Network",
     "PeersConfig",
+    "Swarm",
+    "SwarmConfig",
+    "SwarmStatus",
     "TrainingConfig",
     "VerificationConfig",
     "ZoonetError",
     "__version__",
     "join_world",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # what imports torch, when it is first used
+        return getattr(zoonet, name)
+    raise AttributeError(f"module 'zoo_compute' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,7 +27,7 @@ JOB_ID_CHARS: Final = 32
 log = logging.getLogger(__name__)
 
 
-class Swarm(Protocol):
+class Access(Protocol):
     """One peer's access to the swarm, over libp2p or in memory."""
 
     @property
@@ -54,7 +54,7 @@ class Network:
 
     def __init__(
         self,
-        swarm: Swarm,
+        swarm: Access,
         store: Blocks,
         *,
         clock: Clock | None = None,

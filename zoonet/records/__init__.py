@@ -22,6 +22,7 @@ from zoonet.records.kinds import (
     JobResult,
     PeerRecord,
     Progress,
+    RunRecord,
     all_peers_keys,
     job_id_of,
     job_key,
@@ -29,6 +30,7 @@ from zoonet.records.kinds import (
     peers_key,
     progress_key,
     result_key,
+    run_key,
 )
 from zoonet.records.store import RecordStore
 
@@ -47,6 +49,7 @@ __all__ = [
     "Progress",
     "RecordStore",
     "ReplayGuard",
+    "RunRecord",
     "Signed",
     "all_peers_keys",
     "canonical",
@@ -58,6 +61,7 @@ __all__ = [
     "register",
     "registered_kinds",
     "result_key",
+    "run_key",
     "sign",
     "verify",
 ]

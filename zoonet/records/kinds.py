@@ -58,6 +58,12 @@ def result_key(job_id: str) -> str:
     return f"result/{job_id}"
 
 
+def run_key(run: str) -> str:
+    """Key and topic under which those who take part in a run of that name say so."""
+    name = sha256(b"zoonet-run-name/1\x00", run.encode())
+    return f"run/{name[:16].hex()}"
+
+
 def job_id_of(submitter: PeerId, spec_cid: str) -> str:
     """A job's id follows from who submitted which spec: it cannot be taken by another."""
     return sha256(b"zoonet-job/1\x00", public_key_of(submitter), spec_cid.encode())[:16].hex()
@@ -185,3 +191,19 @@ class JobResult(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def key(self) -> str:
         return result_key(self.job_id)
+
+
+@register
+class RunRecord(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """This peer takes part in a run of training loops of that name, and holds what it needs."""
+
+    KIND: ClassVar[str] = "run/1"
+    MAX_LIFETIME_S: ClassVar[float] = 600.0
+
+    run: Text
+    spec_cid: Cid  # a block: settings, names and shapes of the parameters
+    parameters_cid: Cid  # manifest of the initial flat parameter vector, little-endian fp32
+    founded_at: UnixTime  # as whoever began it says
+
+    def key(self) -> str:
+        return run_key(self.run)

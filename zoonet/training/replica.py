@@ -118,6 +118,11 @@ class TrainingReplica:
         """The outer parameters (P,). A view: copy what you keep."""
         return self._buffers.global_P
 
+    async def outer_parameters(self) -> Vector:
+        """Return a copy of the outer parameters (P,), all of one round."""
+        async with self._lock:
+            return await self._compute(self._buffers.global_P.copy)
+
     @property
     def state_digest(self) -> bytes:
         """Digest (32 bytes) of the current state."""

@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from peers.node import Node
-from zoonet.crypto import PeerId
+from zoonet.clock import Clock
+from zoonet.crypto import Identity, PeerId
 from zoonet.errors import TransportError
-from zoonet.records import Progress, Signed, job_topic, progress_key, sign
+from zoonet.records import Progress, RecordStore, Signed, job_topic, progress_key, sign
 from zoonet.records.kinds import Phase
+from zoonet.transport import Transport
 
 LIFETIME_S: Final = 90.0
 PUBLISH_INTERVAL_S: Final = 5.0  # to the record store; live events go out at once
@@ -21,6 +22,22 @@ MAX_OTHERS: Final = 1024
 MAX_FIGURE: Final = 1e15  # more than records may say; a loss gets there on its way to infinity
 
 log = logging.getLogger(__name__)
+
+
+class Speaker(Protocol):
+    """What a participant speaks with."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def records(self) -> RecordStore: ...
+
+    @property
+    def transport(self) -> Transport: ...
 
 
 @dataclass(slots=True)
@@ -45,7 +62,7 @@ class Status:
 class Reporter:
     """Sends one job's status, and remembers the newest word of each other participant."""
 
-    node: Node
+    node: Speaker
     job_id: str
     status: Status
     on_heard: Callable[[Signed[Any]], None]
@@ -151,7 +168,7 @@ class Reporter:
             self._hear(record)
 
     def _hear(self, record: Signed[Any]) -> None:
-        if record.author == self.node.peer_id:
+        if record.author == self.node.identity.peer_id:
             return
         if isinstance(record.body, Progress) and record.body.job_id == self.job_id:
             known = self.others.get(record.author)
