@@ -43,6 +43,34 @@ def ddp(world: World) -> None:
         assert all(torch.equal(row, rows[0]) for row in rows), "replicas differ"
 
 
+def fsdp(world: World) -> None:
+    """Parameters in shards, on a mesh of all ranks, against the whole in one process."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    reference = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    reference.load_state_dict(model.state_dict())
+    mesh = init_device_mesh("cpu", (world.size,))
+    for module in (model[0], model[2], model):
+        fully_shard(module, mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    ref_optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    x, y = torch.randn(8 * world.size, 8), torch.randn(8 * world.size, 4)
+    mine = slice(8 * world.rank, 8 * world.rank + 8)
+    for _ in range(5):
+        for one, inputs, targets in ((model, x[mine], y[mine]), (reference, x, y)):
+            one.zero_grad()
+            nn.functional.mse_loss(one(inputs), targets).backward()
+        optimizer.step()
+        ref_optimizer.step()
+    for ours, whole in zip(model.parameters(), reference.parameters(), strict=True):
+        assert isinstance(ours, DTensor)
+        torch.testing.assert_close(ours.full_tensor(), whole, rtol=1e-5, atol=1e-6)
+
+
 WIDTH, BATCH, NUM_MICRO_BATCHES = 16, 16, 8
 
 

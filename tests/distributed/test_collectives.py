@@ -19,15 +19,28 @@ SIZES = (0, 5, 70_001)  # of fp32: below and above what is sent to everybody who
 LARGE = 1_500_001  # several parts for each owner
 
 
-@pytest.fixture(params=list(WORLDS))
-def world(request: pytest.FixtureRequest) -> World:
-    """How the peers are connected."""
-    return WORLDS[request.param]()
+SETTINGS = [
+    *(("memory", num_peers) for num_peers in (2, 3, 4)),
+    *(("tls", 2), ("tls", 4), ("striped", 3)),
+    *(("shm", 2), ("shm", 3)),
+]
 
 
-@pytest.fixture(params=[2, 3, 4])
-def num_peers(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+@pytest.fixture(params=SETTINGS, ids=lambda setting: f"{setting[0]} {setting[1]}")
+def setting(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """How many peers there are, and how they are connected."""
+    name, num_peers = request.param
+    return str(name), int(num_peers)
+
+
+@pytest.fixture
+def world(setting: tuple[str, int]) -> World:
+    return WORLDS[setting[0]]()
+
+
+@pytest.fixture
+def num_peers(setting: tuple[str, int]) -> int:
+    return setting[1]
 
 
 def values(rank: int, size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -210,6 +223,7 @@ def test_gather_scatter_and_all_to_all_move_each_tensor_where_it_belongs(
     world.run(num_peers, story)
 
 
+@pytest.mark.parametrize("num_peers", [2, 3, 4])
 def test_nobody_leaves_a_barrier_before_the_last_has_come(num_peers: int) -> None:
     async def story(group: Group) -> tuple[float, float]:
         loop = asyncio.get_running_loop()
@@ -222,17 +236,17 @@ def test_nobody_leaves_a_barrier_before_the_last_has_come(num_peers: int) -> Non
     assert max(came for came, _ in times) <= min(left for _, left in times)
 
 
-def test_operations_under_way_at_the_same_time_do_not_meet(world: World) -> None:
+def test_operations_under_way_at_the_same_time_do_not_meet(world: World, num_peers: int) -> None:
     async def story(group: Group) -> list[torch.Tensor]:
         tensors = [values(group.rank, size) for size in (50_000, 10, 300_000, 70_000)]
         works = [group.all_reduce_(tensor) for tensor in tensors]
         await asyncio.gather(*works, group.barrier())
         return tensors
 
-    for results in world.run(3, story):
+    for results in world.run(num_peers, story):
         for result in results:
-            size = result.numel()
-            assert torch.equal(result, in_order([values(rank, size) for rank in range(3)]))
+            terms = [values(rank, result.numel()) for rank in range(num_peers)]
+            assert torch.equal(result, in_order(terms))
 
 
 def test_two_runs_give_the_same_bits_over_every_path() -> None:

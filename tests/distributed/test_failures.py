@@ -221,6 +221,16 @@ def test_a_receive_from_anyone_takes_who_is_first() -> None:
     assert MemoryWorld().run(4, story)[0] == [1, 2, 3]
 
 
+def test_a_receive_from_anyone_ends_when_nobody_sends_in_time() -> None:
+    config = ExchangeConfig(run="test", operation_timeout_s=30.0)
+
+    async def story(group: Group) -> None:
+        with pytest.raises(GroupFailed, match=r"recv from any rank .* 30 s passed|gave up"):
+            await group.receive_any(torch.empty(4))
+
+    MemoryWorld(config).run(2, story)
+
+
 def meet(num_peers: int, story: Callable[[Group], Awaitable[None]]) -> None:
     """As `MemoryWorld.run`, but each leaves when its own story ends."""
 

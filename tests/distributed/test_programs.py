@@ -24,9 +24,9 @@ def test_ddp_and_pipelines_of_two_are_one_process(folder: Path) -> None:
     run_all(folder, 2, "ddp", "gpipe", "one_forward_one_backward")
 
 
-def test_ddp_pipelines_and_every_function_work_with_four(folder: Path) -> None:
-    stories = ("ddp", "gpipe", "one_forward_one_backward", "functions", "subgroups", "named_peers")
-    run_all(folder, 4, *stories)
+def test_ddp_fsdp_pipelines_and_every_function_work_with_four(folder: Path) -> None:
+    programs = ("ddp", "fsdp", "gpipe", "one_forward_one_backward")
+    run_all(folder, 4, *programs, "functions", "subgroups", "named_peers")
 
 
 def test_a_killed_rank_fails_the_others_by_name_within_seconds(folder: Path) -> None:

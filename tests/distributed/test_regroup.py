@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.distributed.worlds import MemoryWorld, peer_ids
-from zoonet.crypto import PeerId
+from zoonet.crypto import PeerId, sha256
 from zoonet.distributed import ExchangeConfig, Group
+from zoonet.distributed.wire import GROUP_BYTES, Kind, Message
 from zoonet.errors import GroupFailed, PeerTimeout
 
 torch.set_num_threads(1)
@@ -94,6 +95,38 @@ def test_a_peer_that_only_some_have_lost_is_given_up_by_all_and_learns_it() -> N
 
     told = world.run(NUM_PEERS, story)
     assert told[0] == told[1] == told[3] == told[4] == tuple(ids[:2] + ids[3:])
+
+
+def test_a_peer_that_says_too_much_of_others_is_given_up_itself() -> None:
+    async def story(group: Group) -> None:
+        exchange = group._exchange
+        if group.rank == 0:
+            for number in range(1, 100):
+                exchange.say(Message(Kind.LOST, number=number, ranks=(number % 3,)))
+            await asyncio.sleep(3)
+            return
+        await work_until_failure(group)
+        assert "rank 0" in str(group.failure)
+        assert "forms more groups than it takes part in" in str(group.failure)
+
+    MemoryWorld().run(3, story)
+
+
+def test_who_is_no_member_cannot_fail_a_group_before_it_begins() -> None:
+    async def story(group: Group) -> None:
+        exchange, members = group._exchange, peer_ids(3)[1:]
+        name = sha256("\n".join(["0", "small", *members]).encode())[:GROUP_BYTES]
+        if group.rank == 0:
+            exchange.say(Message(Kind.FAIL, name, note="an intruder"))
+            await asyncio.sleep(3)
+            return
+        await asyncio.sleep(1)
+        small = Group(exchange, "small", members)
+        assert small._id == name
+        await small.barrier()
+        await asyncio.sleep(3)
+
+    MemoryWorld().run(3, story)
 
 
 def test_a_peer_that_does_not_regroup_is_named() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from tests.contracts.networks import identity_of
@@ -16,6 +17,7 @@ from zoonet.testing import FaultPlan, MemorySwarm, run
 from zoonet.transport import Lanes, StreamLanes
 
 T = TypeVar("T")
+STRIPED = replace(DIRECT, long_rtt_s=0.0)  # as far away: messages overtake each other
 Story = Callable[[Group], Awaitable[T]]
 QUICK = ExchangeConfig(run="test", join_timeout_s=20.0, operation_timeout_s=30.0)
 
@@ -94,5 +96,6 @@ class LanesWorld:
 WORLDS: dict[str, Callable[[], World]] = {
     "memory": MemoryWorld,
     "tls": lambda: LanesWorld(DIRECT),
+    "striped": lambda: LanesWorld(STRIPED),
     "shm": lambda: LanesWorld(SHM),
 }

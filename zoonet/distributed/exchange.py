@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from zoonet.crypto import PeerId, sha256, short
+from zoonet.distributed.agreement import Agreement
 from zoonet.distributed.mailbox import Mailbox
-from zoonet.distributed.views import Views
 from zoonet.distributed.wire import MAX_RANKS, Kind, Message
 from zoonet.distributed.wording import peer_words
 from zoonet.errors import (
@@ -90,10 +90,10 @@ class Exchange:
         self.lost: dict[PeerId, ZoonetError] = {}  # peers that are gone, and why
         self._listeners: dict[bytes, Callable[[GroupFailed], None]] = {}
         self._members_of: dict[bytes, frozenset[PeerId]] = {}
-        self._early: dict[bytes, GroupFailed] = {}  # groups that failed before they began here
+        # Groups that failed before they began here, by who said so.
+        self._early: dict[bytes, tuple[PeerId, GroupFailed]] = {}
         self.num_opened: Counter[tuple[str, ...]] = Counter()  # groups, by name and members
-        self._views = Views()
-        self._num_agreements = 0
+        self._agreement = Agreement(self)
 
     @property
     def peer_id(self) -> PeerId:
@@ -236,6 +236,7 @@ class Exchange:
         failure = self.absence_of(peer_id)
         log.info("%s", failure)
         self.mailbox.lose(peer_id, failure)
+        self._agreement.look()
         if peer_id in self._leaving:
             return  # only who needs it from here on will fail
         for group in [group for group, who in self._members_of.items() if peer_id in who]:
@@ -253,15 +254,18 @@ class Exchange:
         return GroupFailed(f"{self.name(peer_id)} {what}", missing=frozenset({peer_id}))
 
     def _hear_failure(self, peer_id: PeerId, message: Message) -> None:
-        failure = GroupFailed(f"{self.name(peer_id)} gave up: {message.note}")
+        note = "".join(char if char.isprintable() else "?" for char in message.note)
+        failure = GroupFailed(f"{self.name(peer_id)} gave up: {note}")
         if peer_id in self._members_of.get(message.group, ()):
             self._fail(message.group, failure)
         elif len(self._early) < MAX_EARLY_FAILURES:
-            self._early[message.group] = failure
+            self._early[message.group] = (peer_id, failure)
 
     def _hear_view(self, peer_id: PeerId, message: Message) -> None:
-        self._views.hear(peer_id, message.number, frozenset(message.ranks))
-        self._changed.set()
+        try:
+            self._agreement.hear(peer_id, message)
+        except ProtocolViolation as error:
+            self._lose(peer_id, error)
 
     async def agree(self, timeout_s: float) -> tuple[PeerId, ...]:
         """Agree with the others on who is left, in the order of their ranks.
@@ -269,41 +273,16 @@ class Exchange:
         All who are left call it, after a group has failed. Raises PeerTimeout where some do not,
         GroupFailed where the others have given this peer up.
         """
-        self._num_agreements += 1
-        said: frozenset[int] | None = None
-        try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    living, lost = self._share_losses()
-                    if lost != said:
-                        said = lost
-                        self._say_lost(lost)
-                    if not self._views.differing(living, lost):
-                        break
-                    await self._changed.wait()
-                    self._changed.clear()
-        except TimeoutError as error:
-            late = ", ".join(map(self.name, self._views.differing(living, lost)))
-            raise PeerTimeout(
-                f"after {timeout_s:.0f} s {late} did not agree on who is left; "
-                "every peer has to regroup when its group has failed"
-            ) from error
-        self._views.agree(living, lost)
-        return tuple(peer for rank, peer in enumerate(self.peers) if rank not in lost)
+        return await self._agreement.reach(timeout_s)
 
-    def _share_losses(self) -> tuple[list[PeerId], frozenset[int]]:
-        """Give up whom the others have lost; return who is left of them, and the lost ranks."""
-        for rank in self._views.all_lost(self._others):
-            if rank == self.rank:
-                raise GroupFailed("the others have given this peer up; join them again")
-            self._lose(self.peers[rank], PeerTimeout("others have lost it"))
-        living = [peer_id for peer_id in self._others if peer_id not in self.lost]
-        return living, frozenset(self.peers.index(peer_id) for peer_id in self.lost)
+    def give_up(self, peer_id: PeerId) -> None:
+        """Others have lost the peer: do without it."""
+        self._lose(peer_id, PeerTimeout("others have lost it"))
 
-    def _say_lost(self, lost: frozenset[int]) -> None:
-        ranks = tuple(sorted(lost))
-        header = Message(Kind.LOST, number=self._num_agreements, ranks=ranks).encode()
-        for peer_id in self._others:  # also those given up, who may live
+    def say(self, message: Message) -> None:
+        """Tell everybody, also those given up, who may live."""
+        header = message.encode()
+        for peer_id in self._others:
             self.post(peer_id, header, b"")
 
     def _fail(self, group: bytes, failure: GroupFailed) -> None:
@@ -322,9 +301,9 @@ class Exchange:
         self.mailbox.open_group(group, on_offer)
         self._listeners[group] = on_failure
         self._members_of[group] = members
-        early = self._early.pop(group, None)
-        if early is not None:
-            on_failure(early)
+        said_by, failure = self._early.pop(group, (self.peer_id, None))
+        if failure is not None and said_by in members:
+            on_failure(failure)
         for peer_id in self.lost.keys() & members - self._leaving:
             on_failure(self.absence_of(peer_id))
 

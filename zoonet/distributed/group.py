@@ -106,17 +106,26 @@ class Group:
 
     async def receive_any(self, values_N: torch.Tensor, tag: int = 0) -> int:
         """Receive from whoever sends first; return that rank."""
-        while True:
+        what = "recv from any rank"
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                source = await self._first_to_offer(tag)
+        except TimeoutError as error:
+            late = PeerTimeout(f"{self.timeout_s:.0f} s passed, nobody sent")
+            raise self._failed(what, late) from error
+        await self.receive(values_N, source, tag)
+        return source
+
+    async def _first_to_offer(self, tag: int) -> int:
+        while self.failure is None:
             self._offered.clear()
-            if self.failure is not None:
-                raise self.failure
             for source, peer_id in enumerate(self.members):
                 number = self._num_received[source, tag]
                 key = Key(self._id, POINT_TO_POINT, number, tag, 0)
                 if source != self.rank and self._exchange.mailbox.is_offered(peer_id, key):
-                    await self.receive(values_N, source, tag)
                     return source
             await self._offered.wait()
+        raise self.failure
 
     def _check_partner(self, rank: int) -> None:
         if rank == self.rank or not 0 <= rank < self.size:
