@@ -13,6 +13,9 @@ from experiments.pipeline.train import Plan, losses_of_one_process
 from tests.distributed.processes import run_all, started
 
 
+pytestmark = pytest.mark.slow  # most of it is starting processes that import torch
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A short path: sockets lie in it."""
