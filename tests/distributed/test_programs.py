@@ -12,7 +12,6 @@ import pytest
 from experiments.pipeline.train import Plan, losses_of_one_process
 from tests.distributed.processes import run_all, started
 
-
 pytestmark = pytest.mark.slow  # most of it is starting processes that import torch
 
 
