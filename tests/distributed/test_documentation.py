@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import re
-import socket
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from experiments.pipeline.__main__ import free_ports
 from tests.distributed.processes import ROOT, Rank
 
 PAGE = (ROOT / "docs" / "distributed.md").read_text()
-
-
-def free_ports(num_ports: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(num_ports)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 @pytest.mark.p2p
