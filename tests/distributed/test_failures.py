@@ -13,9 +13,9 @@ from tests.distributed.worlds import MemoryWorld, names, peer_ids
 from zoonet.crypto import PeerId, short
 from zoonet.distributed import Exchange, ExchangeConfig, Group
 from zoonet.distributed.wire import CREDIT_BYTES, EARLY_BYTES
-from zoonet.errors import ConfigError, GroupFailed, PeerTimeout, ProtocolViolation
+from zoonet.errors import ConfigError, GroupFailed, PeerTimeout, ProtocolViolation, StreamClosed
 from zoonet.testing import FaultPlan, MemorySwarm, run
-from zoonet.transport import StreamLanes
+from zoonet.transport import LocalStream, StreamLane, StreamLanes
 
 torch.set_num_threads(1)
 
@@ -265,28 +265,48 @@ def test_peers_that_do_not_come_are_named() -> None:
     run(main())
 
 
-def test_a_peer_that_is_started_again_before_all_have_met_is_met() -> None:
+@pytest.mark.parametrize("pause_s", [0.0, 0.1, 0.3, 0.7, 2.0])
+def test_a_peer_may_be_started_again_at_any_time_before_all_have_met(pause_s: float) -> None:
     async def main() -> None:
         swarm = MemorySwarm(faults=FaultPlan(latency_s=0.001))
-        lanes = [StreamLanes(swarm.peer(identity_of(name))[0]) for name in names(3)]
         peers = peer_ids(3)
 
-        async def one(own: StreamLanes) -> None:
-            async with Exchange.open(own, peers) as exchange:
-                await Group(exchange, "all", peers).barrier()
+        async def one(rank: int) -> None:
+            lanes = StreamLanes(swarm.peer(identity_of(f"rank {rank}"))[0])
+            async with Exchange.open(lanes, peers) as exchange:
+                group = Group(exchange, "all", peers)
+                await group.barrier()
+                await asyncio.sleep(3)
+                await group.barrier()
 
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(one(lanes[0]))
-            first = asyncio.create_task(one(lanes[1]))
-            await asyncio.sleep(3)
+            tasks.create_task(one(0))
+            first = asyncio.create_task(one(1))
+            await asyncio.sleep(1)
             await swarm.kill(peers[1])
             first.cancel()
             await asyncio.wait({first})
-            await asyncio.sleep(3)
-            tasks.create_task(one(StreamLanes(swarm.peer(identity_of("rank 1"))[0])))
-            tasks.create_task(one(lanes[2]))
+            await asyncio.sleep(pause_s)
+            tasks.create_task(one(1))
+            await asyncio.sleep(pause_s)
+            tasks.create_task(one(2))
 
     run(main())
+
+
+def test_the_end_of_a_lane_that_has_been_replaced_is_no_loss() -> None:
+    async def story(group: Group) -> None:
+        exchange, other = group._exchange, peer_ids(2)[1 - group.rank]
+        replaced = StreamLane(LocalStream(other), exchange._on_lane_end)
+        exchange._on_lane_end(replaced, StreamClosed("it was opened again meanwhile"))
+        await asyncio.sleep(2)
+        await group.barrier()
+        exchange._on_lane_end(exchange._outgoing[other], StreamClosed("the very one"))
+        with pytest.raises(GroupFailed, match=r"the very one|gave up"):
+            await group.receive(torch.empty(1), 1 - group.rank)
+        await replaced.close()
+
+    MemoryWorld().run(2, story)
 
 
 def test_a_list_of_peers_that_cannot_work_is_refused() -> None:

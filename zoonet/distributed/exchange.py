@@ -15,7 +15,7 @@ from typing import Final
 from zoonet.crypto import PeerId, sha256, short
 from zoonet.distributed.agreement import Agreement
 from zoonet.distributed.mailbox import Mailbox
-from zoonet.distributed.wire import MAX_RANKS, Kind, Message
+from zoonet.distributed.wire import MAX_NOTE_CHARACTERS, MAX_RANKS, Kind, Message
 from zoonet.distributed.wording import peer_words
 from zoonet.errors import (
     ConfigError,
@@ -203,7 +203,7 @@ class Exchange:
 
     def _on_lane_end(self, lane: Lane, error: ZoonetError) -> None:
         # Its goodbye may still be on the way, on the lane in the other direction.
-        self._call(self._lose_later, lane.peer_id, error)
+        self._call(self._look_later, lane, error)
 
     def _on_end(self, peer_id: PeerId, error: ZoonetError) -> None:
         self._call(self._lose, peer_id, error)
@@ -218,8 +218,12 @@ class Exchange:
         self._greeted.add(peer_id)
         self._changed.set()
 
-    def _lose_later(self, peer_id: PeerId, error: ZoonetError) -> None:
-        self._loop.call_later(GRACE_S, self._lose, peer_id, error)
+    def _look_later(self, lane: Lane, error: ZoonetError) -> None:
+        self._loop.call_later(GRACE_S, self._lose_with, lane, error)
+
+    def _lose_with(self, lane: Lane, error: ZoonetError) -> None:
+        if self._outgoing.get(lane.peer_id) is lane:  # else the peer has come again meanwhile
+            self._lose(lane.peer_id, error)
 
     def _lose(self, peer_id: PeerId, error: ZoonetError) -> None:
         if self._is_closing or peer_id in self.lost:
@@ -258,8 +262,10 @@ class Exchange:
         failure = GroupFailed(f"{self.name(peer_id)} gave up: {note}")
         if peer_id in self._members_of.get(message.group, ()):
             self._fail(message.group, failure)
-        elif len(self._early) < MAX_EARLY_FAILURES:
+        else:
             self._early[message.group] = (peer_id, failure)
+            if len(self._early) > MAX_EARLY_FAILURES:
+                del self._early[next(iter(self._early))]
 
     def _hear_view(self, peer_id: PeerId, message: Message) -> None:
         try:
@@ -313,7 +319,8 @@ class Exchange:
         self._listeners.pop(group, None)
         self.mailbox.close_group(group, failure)
         if tell and not self._is_closing:
-            header = Message(Kind.FAIL, group, note=str(failure)[:300]).encode()
+            note = str(failure).encode("ascii", "replace")[:MAX_NOTE_CHARACTERS].decode()
+            header = Message(Kind.FAIL, group, note=note).encode()
             for peer_id in members - {self.peer_id}:
                 self.post(peer_id, header, b"")
 
