@@ -29,6 +29,7 @@ from zoonet.training.tokenizers import MAX_TOKENIZER_BYTES, load_tokenizer
 from zoonet.training.tokens import TokenFile
 
 _EVAL_TOKENS_PER_BATCH = 4096
+_SHIFT_ELEMENTS = 1 << 24  # that are on the device twice for a moment
 
 Vector = NDArray[np.float32]
 
@@ -124,7 +125,9 @@ class TrainingSession:
     def shift(self, by_P: Vector) -> None:
         """Move the parameters, as others' work asks for; the inner state stays."""
         with memory_errors_told(f"a shift of {self._size}"), torch.no_grad():
-            self._flat.theta_P += torch.from_numpy(by_P).to(self.device)
+            for start in range(0, by_P.size, _SHIFT_ELEMENTS):
+                block = slice(start, start + _SHIFT_ELEMENTS)
+                self._flat.theta_P[block] += torch.from_numpy(by_P[block]).to(self.device)
 
     def reload(self, theta_P: Vector) -> None:
         """Replace the parameters; the inner state stays."""
