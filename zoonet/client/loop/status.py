@@ -17,8 +17,6 @@ class SwarmStatus:
     num_steps: int  # of the whole run
     own_steps: int  # this peer's among the certified ones
     samples_per_s: float  # this peer's speed
-    sent_bytes: int  # by this peer
-    received_bytes: int
 
     @property
     def progress(self) -> float:
@@ -29,6 +27,5 @@ class SwarmStatus:
         return (
             f"{self.run}: {self.phase}, round {self.num_rounds}, {self.num_peers} peers, "
             f"step {self.num_done} of {self.num_steps} ({self.own_steps} here), "
-            f"{self.samples_per_s:.1f} samples/s, "
-            f"sent {self.sent_bytes / 1e6:.1f} MB, received {self.received_bytes / 1e6:.1f} MB"
+            f"{self.samples_per_s:.1f} samples/s"
         )

@@ -227,8 +227,6 @@ class Swarm:
             num_steps=self._spec.num_slots if self._spec is not None else 0,
             own_steps=sum(count(share.slots) for share in own),
             samples_per_s=part.status.tokens_per_s if part is not None else 0.0,
-            sent_bytes=self._place.transport.sent_bytes,
-            received_bytes=self._place.transport.received_bytes,
         )
 
     @contextmanager
