@@ -204,6 +204,7 @@ class RunRecord(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     spec_cid: Cid  # a block: settings, names and shapes of the parameters
     parameters_cid: Cid  # manifest of the initial flat parameter vector, little-endian fp32
     founded_at: UnixTime  # as whoever began it says
+    is_begun: bool = False  # the author trains with these; else it merely offers them
 
     def key(self) -> str:
         return run_key(self.run)

@@ -1,8 +1,9 @@
 """How those who come to a run agree on the parameters that it begins with.
 
-Whoever finds nobody there offers its own model's. Of several offers the oldest counts, of equally
-old ones that with the lesser name; everybody looks once more before an offer of the last seconds
-is taken, so that two who come at the same moment see each other.
+Whoever finds nobody there offers its own model's, waits until others can have seen that, and looks
+again. What somebody trains with already comes first, of mere offers the oldest, of equally old ones
+that with the lesser name. So whoever decides without having seen an offer has begun before that
+offer's author decides.
 
 P = flat parameters
 """
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +31,10 @@ SETTLE_S: Final = 3.0  # for an offer to be seen by others who make one
 FRESH_S: Final = 10.0  # an offer that is younger may still be outdone
 LIFETIME_S: Final = 180.0
 RENEW_S: Final = 45.0
+PATIENCE_S: Final = 60.0  # for the record store to answer
+RETRY_S: Final = 1.0
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +69,14 @@ class Founded:
     parameters_cid: str
     founded_at: float
     initial_P: Vector
+    others: frozenset[PeerId]  # who were there before
 
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
     """Parameters to begin with, and who holds them."""
 
+    is_begun: bool
     founded_at: float
     parameters_cid: str
     holders: tuple[PeerId, ...]
@@ -86,6 +93,7 @@ class Founding:
         self._spec_cid = ""
         self._owner = f"run/{run_key(spec.run)}"
         self._sequence = 0
+        self._offered_at = -1.0  # loop time; below 0: has neither offered nor waited
         self._said: list[Signed[RunRecord]] = []  # by this peer, last
         self._is_unavailable: set[str] = set()  # offers whose holders are gone
 
@@ -96,33 +104,41 @@ class Founding:
         store.pin(self._owner, (self._spec_cid,))
         while True:
             offer = await self._best_offer()
+            wait_s = 0.0
             if offer is None:
-                await self._make_offer()
-                await asyncio.sleep(SETTLE_S)
+                wait_s = await self._make_offer()
+            elif not offer.is_begun and self._offered_at < 0:
+                wait_s = SETTLE_S  # others may see another one first
+                self._offered_at = self._now()
+            if wait_s:
+                await asyncio.sleep(wait_s)
                 continue
-            if offer.founded_at > self._access.clock.now() - FRESH_S:
-                await asyncio.sleep(SETTLE_S)
-                offer = await self._best_offer() or offer
+            assert offer is not None
             if (founded := await self._taken(offer)) is not None:
+                await self._say(offer.parameters_cid, offer.founded_at, is_begun=True)
                 return founded
             self._is_unavailable.add(offer.parameters_cid)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
     async def keep_open(self, founded: Founded) -> None:
         """Say again and again that this peer takes part, until cancelled."""
         while True:
-            await self._say(founded.parameters_cid, founded.founded_at)
             await asyncio.sleep(RENEW_S)
+            try:
+                await self._publish(founded.parameters_cid, founded.founded_at, is_begun=True)
+            except TransportError as error:
+                log.info("run=%s not announced: %s", self._spec.run, error)
 
     def close(self) -> None:
         """Let go of the initial parameters."""
         self._access.exchange.store.unpin(self._owner)
 
     async def _best_offer(self) -> _Offer | None:
-        try:
-            records = await self._access.records.fetch(run_key(self._spec.run), RunRecord)
-        except TransportError as error:
-            log.info("run=%s not looked up: %s", self._spec.run, error)
-            records = []
+        records = await self._patiently(
+            lambda: self._access.records.fetch(run_key(self._spec.run), RunRecord)
+        )
         me = self._access.identity.peer_id
         others = [record for record in records if record.author != me]
         named = [record for record in others if record.body.run == self._spec.run]
@@ -150,14 +166,32 @@ class Founding:
             "use the same ones, or another name"
         )
 
-    async def _make_offer(self) -> None:
+    async def _make_offer(self) -> float:
+        """Offer the own parameters; return how many seconds others may take to see that."""
         store = self._access.exchange.store
         content = self._own_P.astype("<f4").tobytes()
         cid = await call_store(store, lambda: put_bytes(store, content, owner=self._owner))
         self._is_unavailable.discard(cid)
-        await self._say(cid, self._access.clock.now())
+        self._offered_at = self._now()
+        await self._say(cid, self._access.clock.now(), is_begun=False)
+        return max(SETTLE_S, 2 * (self._now() - self._offered_at))  # on a slow network longer
 
-    async def _say(self, parameters_cid: str, founded_at: float) -> None:
+    async def _say(self, parameters_cid: str, founded_at: float, *, is_begun: bool) -> None:
+        await self._patiently(lambda: self._publish(parameters_cid, founded_at, is_begun=is_begun))
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask the record store again while nobody answers. Raises TransportError."""
+        give_up_at = self._now() + PATIENCE_S
+        while True:
+            try:
+                return await ask()
+            except TransportError as error:
+                if self._now() > give_up_at:
+                    raise
+                log.info("run=%s: %s; trying again", self._spec.run, error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _publish(self, parameters_cid: str, founded_at: float, *, is_begun: bool) -> None:
         now = self._access.clock.now()
         self._sequence = max(self._sequence + 1, int(now * 1000))
         body = RunRecord(
@@ -165,15 +199,13 @@ class Founding:
             spec_cid=self._spec_cid,
             parameters_cid=parameters_cid,
             founded_at=founded_at,
+            is_begun=is_begun,
         )
         record = sign(
             self._access.identity, body, sequence=self._sequence, expires_at=now + LIFETIME_S
         )
         self._said = [record]
-        try:
-            await self._access.records.publish(record)
-        except TransportError as error:
-            log.info("run=%s not announced: %s", self._spec.run, error)
+        await self._access.records.publish(record)
 
     async def _taken(self, offer: _Offer) -> Founded | None:
         """Fetch what the run begins with; None where nobody who holds it is there."""
@@ -194,7 +226,8 @@ class Founding:
         found = job_id(self._spec_cid, offer.parameters_cid)
         holders = ",".join(short(holder) for holder in offer.holders)
         log.info("run=%s job=%s parameters of peers=%s", self._spec.run, found, holders)
-        return Founded(found, offer.parameters_cid, offer.founded_at, initial_P)
+        others = frozenset(offer.holders) - {self._access.identity.peer_id}
+        return Founded(found, offer.parameters_cid, offer.founded_at, initial_P, others)
 
 
 def _best(records: Iterable[Signed[RunRecord]]) -> _Offer | None:
@@ -203,10 +236,15 @@ def _best(records: Iterable[Signed[RunRecord]]) -> _Offer | None:
         offers.setdefault(record.body.parameters_cid, []).append(record)
     found = [
         _Offer(
+            any(record.body.is_begun for record in same),
             min(record.body.founded_at for record in same),
             cid,
             tuple(record.author for record in same),
         )
         for cid, same in offers.items()
     ]
-    return min(found, key=lambda offer: (offer.founded_at, offer.parameters_cid), default=None)
+    return min(
+        found,
+        key=lambda offer: (not offer.is_begun, offer.founded_at, offer.parameters_cid),
+        default=None,
+    )

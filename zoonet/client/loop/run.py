@@ -16,7 +16,7 @@ from zoonet.averaging import (
     RoundsConfig,
     TreeAllReduce,
 )
-from zoonet.client.loop.founding import FRESH_S, SETTLE_S, Access, Founded, Founding
+from zoonet.client.loop.founding import FRESH_S, RETRY_S, SETTLE_S, Access, Founded, Founding
 from zoonet.client.loop.spec import RunSpec
 from zoonet.codecs import codec as codec_named
 from zoonet.crypto import PeerId
@@ -28,6 +28,7 @@ from zoonet.training.messages import StepDone
 from zoonet.training.own_loop import OwnLoop
 from zoonet.training.replica import Evaluation, ReplicaEvents, TrainingReplica
 
+MEET_S: Final = 10.0  # for those who were there before to be heard of
 LINGER_S: Final = 5.0  # after the end, for others who still lack the final state
 
 log = logging.getLogger(__name__)
@@ -117,11 +118,19 @@ class LoopRun:
             await averager.close()
 
     async def _meet(self, founded: Founded) -> None:
-        """Hear of the others, so that those who come together found the run together."""
+        """Hear of the others: those who come together begin together, and nobody beside a chain."""
+        await self._reporter.say_now("waiting")
         if founded.founded_at > self._access.clock.now() - FRESH_S:
-            await self._reporter.say_now("waiting")
             await asyncio.sleep(SETTLE_S)
         await self._reporter.read()
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + MEET_S
+        while founded.others.isdisjoint(self._reporter.others) and founded.others:
+            if loop.time() > give_up_at:
+                log.info("job=%s those who were there before say nothing", founded.job_id)
+                break
+            await asyncio.sleep(RETRY_S)
+            await self._reporter.read()
 
     async def _end(self, replica: TrainingReplica) -> None:
         self._loop.conclude(await replica.outer_parameters())

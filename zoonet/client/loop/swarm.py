@@ -15,6 +15,7 @@ import atexit
 import functools
 import logging
 import math
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -25,6 +26,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
+from zoonet.averaging.gear import first_error
 from zoonet.client.background import Background
 from zoonet.client.loop.data import Batches, Collate, Dataset, SlotOrder, default_collate
 from zoonet.client.loop.place import Place, place_in_swarm
@@ -71,8 +73,7 @@ class Swarm:
             self._background.close()
             raise
         # At the interpreter's end the daemon has to be told goodbye, too.
-        self._at_exit = functools.partial(_close, weakref.WeakMethod(self.close))
-        atexit.register(self._at_exit)
+        _before_exit(functools.partial(_close, weakref.WeakMethod(self.close)))
 
     @classmethod
     def join(
@@ -265,7 +266,6 @@ class Swarm:
         if self._is_closed:
             return
         self._is_closed = True
-        atexit.unregister(self._at_exit)
         for hook in self._hooks:
             hook.remove()
         try:
@@ -315,13 +315,16 @@ class _Network:
     async def _play(self, part: LoopRun) -> None:
         try:
             await part.run()
-        except BaseException as error:  # a boundary: it is raised again in the loop's thread
+        except asyncio.CancelledError as error:
+            self._tell(error)
+            raise
+        except Exception as error:  # a boundary: it is raised again in the loop's thread
             self._tell(error)
             log.debug("run ended", exc_info=True)
 
     def _tell(self, error: BaseException) -> None:
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        if isinstance(error, BaseExceptionGroup):
+            error = first_error(error)
         if isinstance(error, asyncio.CancelledError):
             error = ConfigError("this swarm is closed; join again")
         if self._loop is not None:
@@ -346,6 +349,14 @@ def _identity(key: Identity | Path | str | None) -> Identity:
     if key is None:
         return Identity.generate()
     return key if isinstance(key, Identity) else Identity.load_or_create(Path(key))
+
+
+def _before_exit(call: Callable[[], None]) -> None:
+    """Have it called while threads can still be used, which `atexit` is too late for."""
+    import concurrent.futures.thread  # noqa: F401  whose own end must come after ours
+
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(call)
 
 
 def _close(method: weakref.WeakMethod[Callable[[], None]]) -> None:
