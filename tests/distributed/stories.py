@@ -17,6 +17,7 @@ from zoonet.errors import ConfigError, GroupFailed
 
 
 def ddp(world: World) -> None:
+    """Replicas that learn from shares of a batch, against one that learns from the whole."""
     torch.manual_seed(world.rank)  # DDP has to make them equal
     model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
     ddp_model = DistributedDataParallel(model, bucket_cap_mb=0.001)
@@ -104,14 +105,15 @@ def losses_of_one_process(num_steps: int) -> list[torch.Tensor]:
     return losses
 
 
-def pipeline(world: World, schedule: str) -> None:
-    """One stage a rank."""
+def pipeline(schedule: str, group: dist.ProcessGroup | None = None) -> None:
+    """One stage a rank of the group, by default of all ranks."""
     from torch.distributed import pipelining  # seconds to import: not for every story
 
-    blocks, is_last = layers(), world.rank == world.size - 1
-    share = len(blocks) // world.size
-    module = nn.Sequential(*blocks[world.rank * share : (world.rank + 1) * share])
-    stage = pipelining.PipelineStage(module, world.rank, world.size, torch.device("cpu"))
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    blocks, is_last = layers(), rank == size - 1
+    share = len(blocks) // size
+    module = nn.Sequential(*blocks[rank * share : (rank + 1) * share])
+    stage = pipelining.PipelineStage(module, rank, size, torch.device("cpu"), group=group)
     make = getattr(pipelining, schedule)
     pipe = make(stage, NUM_MICRO_BATCHES, loss_fn=nn.functional.mse_loss)
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
@@ -119,7 +121,7 @@ def pipeline(world: World, schedule: str) -> None:
     for x, y in batches(3):
         optimizer.zero_grad()
         micro_losses: list[torch.Tensor] = []
-        if world.rank == 0:
+        if rank == 0:
             pipe.step(x)
         elif is_last:
             pipe.step(target=y, losses=micro_losses)
@@ -133,11 +135,22 @@ def pipeline(world: World, schedule: str) -> None:
 
 
 def gpipe(world: World) -> None:
-    pipeline(world, "ScheduleGPipe")
+    """Four stages, and two at a time beside each other."""
+    pipeline("ScheduleGPipe")
+    pipeline("ScheduleGPipe", pair_of(world))
 
 
 def one_forward_one_backward(world: World) -> None:
-    pipeline(world, "Schedule1F1B")
+    pipeline("Schedule1F1B")
+    pipeline("Schedule1F1B", pair_of(world))
+
+
+def pair_of(world: World) -> dist.ProcessGroup:
+    """The group of this rank and its neighbour: 0 and 1, 2 and 3."""
+    pairs = [dist.new_group([first, first + 1]) for first in range(0, world.size, 2)]
+    pair = pairs[world.rank // 2]
+    assert dist.get_world_size(pair) == 2
+    return pair
 
 
 def functions(world: World) -> None:

@@ -22,11 +22,7 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-def test_ddp_and_pipelines_of_two_are_one_process(folder: Path) -> None:
-    run_all(folder, 2, "ddp", "gpipe", "one_forward_one_backward")
-
-
-def test_ddp_fsdp_pipelines_and_every_function_work_with_four(folder: Path) -> None:
+def test_ddp_fsdp_pipelines_of_two_and_four_and_every_function_work(folder: Path) -> None:
     programs = ("ddp", "fsdp", "gpipe", "one_forward_one_backward")
     run_all(folder, 4, *programs, "functions", "subgroups", "named_peers")
 
