@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from hivemind import DHT, DecentralizedAverager, get_dht_time
+from hivemind import DHT, DecentralizedAverager
 from hivemind.averaging.control import AveragingStage
+from hivemind.utils import get_dht_time
 
 from experiments.testbed.contenders.hivemind_averager import TUNED
 from experiments.training.hivemind_peer import LOOK_AGAIN_S, HivemindPeer
