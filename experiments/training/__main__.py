@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from experiments.testbed import command, kernel, results
+from experiments.testbed.machine_load import MAX_OTHERS_CORES
 from experiments.testbed.measuring import Run
 from experiments.training import questions
 from experiments.training.questions import QUESTIONS
@@ -83,6 +84,15 @@ def settle(options: argparse.Namespace, name: str) -> None:
     options.seconds = options.given_seconds or usual
 
 
+def caveats(options: argparse.Namespace, runs: list[Run]) -> tuple[str, ...]:
+    """What a reader of the figures must know."""
+    if options.others_cores <= MAX_OTHERS_CORES:
+        return CAVEATS
+    most = max((run.others_cores for run in runs if run.counts), default=0.0)
+    busy = f"The machine was busy: other programs used up to {most:.1f} cores in runs that count."
+    return (*CAVEATS, busy)
+
+
 def write(options: argparse.Namespace, name: str, runs: list[Run]) -> Path:
     """Write what there is so far: a benchmark that is cut short keeps it."""
     return results.write(
@@ -93,7 +103,7 @@ def write(options: argparse.Namespace, name: str, runs: list[Run]) -> Path:
         settings=settings_of(options, name),
         is_smoke=options.smoke,
         out=results.beside(options.out, NAME, name, is_smoke=options.smoke),
-        more={"caveats": CAVEATS},
+        more={"caveats": caveats(options, runs)},
     )
 
 
