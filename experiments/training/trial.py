@@ -205,12 +205,30 @@ def figures_of(outcome: Outcome, step_s: Sequence[float]) -> dict[str, Any]:
         "idle_s_by_phase": idle,
         "overrun_share": sum(f["overrun_s"] for f in told) / max(1e-9, num_steps),
         "num_deaths": outcome.num_deaths,
+        "back_at_work": back_at_work(outcome),
         "rounds": [
             {"at_s": entry.at - window[0], "slots": list(entry.slots.values())} for entry in rounds
         ],
         "trainers_say": _trainers_say(told),
         "heads": sorted({figures.get("digest", "") for figures in told}),
     }
+
+
+def back_at_work(outcome: Outcome) -> list[dict[str, Any]]:
+    """Of each peer that has come back and lives: seconds from its new process to its first step,
+    and what it was at until then.
+    """
+    found = []
+    for peer, spans in outcome.lives.items():
+        figures, (since, until) = outcome.told.get(peer), spans[-1]
+        if len(spans) == 1 or figures is None or until < outcome.asked_at:
+            continue
+        began = figures["began"]
+        window = (since, began[0] if began else outcome.asked_at)
+        phases = [(at, name) for at, name in figures.get("phases", ())]
+        idle = accounting.idle_by_phase((), figures["step_s"], phases, window)
+        found.append({"peer": peer, "after_s": window[1] - window[0], "idle_s_by_phase": idle})
+    return found
 
 
 def _trainers_say(told: Sequence[Figures]) -> dict[str, float] | None:

@@ -6,7 +6,8 @@ import pytest
 
 from experiments.training import accounting
 from experiments.training.accelerator import Accelerator
-from experiments.training.accounting import CertifiedRound
+from experiments.training.accounting import CertifiedRound, Figures
+from experiments.training.trial import Outcome, back_at_work
 
 INF = float("inf")
 
@@ -107,3 +108,15 @@ def test_unequal_peers_are_held_against_the_sum_of_their_speeds() -> None:
     rounds = [CertifiedRound(0, 8.0, {0: 16, 1: 2})]
     share = accounting.speed_share(rounds, {0: 0.5, 1: 2.0}, (0.0, 8.0))
     assert share == pytest.approx(18 / 20)
+
+
+def test_who_comes_back_is_asked_how_long_it_took_until_its_first_step() -> None:
+    told: dict[int, Figures] = {
+        0: {"began": [1.0], "step_s": 0.5},
+        1: {"began": [48.0], "step_s": 0.5, "phases": [(42.0, "joining"), (47.0, "training")]},
+    }
+    lives = {0: [(0.0, INF)], 1: [(0.0, 10.0), (40.0, INF)]}
+    outcome = Outcome(told=told, lives=lives, num_deaths=1, asked_at=60.0, crossing_bytes=0)
+    (found,) = back_at_work(outcome)
+    assert (found["peer"], found["after_s"]) == (1, 8.0)
+    assert found["idle_s_by_phase"] == {"nothing yet": 2.0, "joining": 5.0, "training": 1.0}
