@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from hivemind import DHT, DecentralizedAverager
 from hivemind.averaging.control import AveragingStage
+from hivemind.compression import NoCompression, Uniform8BitQuantization
 from hivemind.utils import get_dht_time
 
 from experiments.testbed.contenders.hivemind_averager import TUNED
@@ -46,6 +47,7 @@ class HivemindDiloco(HivemindPeer):
             start=True,
             prefix="diloco",
             shutdown_timeout=2.0,
+            compression=Uniform8BitQuantization() if self.variant == "int8" else NoCompression(),
             **(TUNED | sizes | patience),
         )
         self._session = PacedSession(self.job.start(), self.accelerator)

@@ -52,6 +52,7 @@ QUESTIONS: Final = {
             "hivemind_optimizer-sync",
             "hivemind_optimizer-delayed",
             "hivemind_diloco",
+            "hivemind_diloco-int8",
         ),
         rates_mbit=(100.0, 20.0),
         figure="utilisation",
