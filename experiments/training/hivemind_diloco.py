@@ -3,6 +3,7 @@
 The inner loop, the outer step and the number of inner steps are this project's. The group of the
 next all-reduce is looked for in the background, from `LEAD_S` before the end of the inner steps
 on; who has its group and is done with its steps waits for the mean. Everybody waits for everybody.
+The variant "int8" sends 8 bits a value, without error feedback.
 
 P = flat parameters
 """

@@ -81,7 +81,8 @@ class Outcome:
         """From the first step of anybody, which follows the first plan, to the last certificate."""
         undisturbed = [f for f in self.told.values() if f["began"]]
         start = min((figures["began"][0] for figures in undisturbed), default=self.asked_at)
-        return start, self.rounds[-1].at if self.rounds else self.asked_at
+        stop = self.rounds[-1].at if self.rounds else self.asked_at
+        return start, max(stop, start + 1e-6)  # where nothing was trained shares are 0
 
     @property
     def steady_window(self) -> Window:
@@ -184,25 +185,21 @@ def figures_of(outcome: Outcome, step_s: Sequence[float]) -> dict[str, Any]:
     rounds, speeds = outcome.rounds, dict(enumerate(step_s))
     whole = outcome.steadily_alive()
     told = [outcome.told[peer] for peer in whole]
-    idle: dict[str, float] = {}
-    for figures in told:
-        phases = [(at, name) for at, name in figures.get("phases", ())]
-        found = accounting.idle_by_phase(figures["began"], figures["step_s"], phases, window)
-        for name, seconds in found.items():
-            idle[name] = idle.get(name, 0.0) + seconds / len(told)
     seconds = window[1] - window[0]
     busy = [accounting.busy_s(f["began"], f["step_s"], window) / seconds for f in told]
     num_steps = sum(len(f["began"]) * f["step_s"] for f in told)
     return {
         "seconds": seconds,
         "num_rounds": len(rounds),
-        "utilisation": statistics.mean(busy) if busy else 0.0,
+        "utilisation": _utilisation(told, window),
         "utilisation_by_peer": busy,
         "certified_share": accounting.goodput(rounds, speeds, outcome.lives, window),
         "steady_certified_share": accounting.goodput(rounds, speeds, outcome.lives, steady),
         "speed_share": accounting.speed_share(rounds, speeds, window),
         "steady_speed_share": accounting.speed_share(rounds, speeds, steady),
-        "idle_s_by_phase": idle,
+        "steady_utilisation": _utilisation(told, steady),
+        "idle_s_by_phase": _idle(told, window),
+        "steady_idle_s_by_phase": _idle(told, steady),
         "overrun_share": sum(f["overrun_s"] for f in told) / max(1e-9, num_steps),
         "num_deaths": outcome.num_deaths,
         "back_at_work": back_at_work(outcome),
@@ -212,6 +209,22 @@ def figures_of(outcome: Outcome, step_s: Sequence[float]) -> dict[str, Any]:
         "trainers_say": _trainers_say(told),
         "heads": sorted({figures.get("digest", "") for figures in told}),
     }
+
+
+def _utilisation(told: Sequence[Figures], window: Window) -> float:
+    shares = [accounting.busy_s(f["began"], f["step_s"], window) for f in told]
+    return statistics.mean(shares) / (window[1] - window[0]) if shares else 0.0
+
+
+def _idle(told: Sequence[Figures], window: Window) -> dict[str, float]:
+    """Seconds without a step, of the mean peer, by what it was at."""
+    idle: dict[str, float] = {}
+    for figures in told:
+        phases = [(at, name) for at, name in figures.get("phases", ())]
+        found = accounting.idle_by_phase(figures["began"], figures["step_s"], phases, window)
+        for name, seconds in found.items():
+            idle[name] = idle.get(name, 0.0) + seconds / len(told)
+    return idle
 
 
 def back_at_work(outcome: Outcome) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from experiments.training import accounting
 from experiments.training.accelerator import Accelerator
 from experiments.training.accounting import CertifiedRound, Figures
-from experiments.training.trial import Outcome, back_at_work
+from experiments.training.trial import Outcome, back_at_work, figures_of
 
 INF = float("inf")
 
@@ -120,3 +120,30 @@ def test_who_comes_back_is_asked_how_long_it_took_until_its_first_step() -> None
     (found,) = back_at_work(outcome)
     assert (found["peer"], found["after_s"]) == (1, 8.0)
     assert found["idle_s_by_phase"] == {"nothing yet": 2.0, "joining": 5.0, "training": 1.0}
+
+
+def test_a_run_is_judged_from_its_first_step_to_its_last_certificate() -> None:
+    entry = {"index": 0, "at": 14.0, "slots": {"0": 3, "1": 3}}
+    told: dict[int, Figures] = {
+        peer: {
+            "began": [10.0, 11.0, 12.0, 14.5],
+            "step_s": 1.0,
+            "overrun_s": 0.0,
+            "rounds": [entry],
+        }
+        for peer in (0, 1)
+    }
+    lives = dict.fromkeys((0, 1), [(0.0, INF)])
+    outcome = Outcome(told=told, lives=lives, num_deaths=0, asked_at=20.0, crossing_bytes=0)
+    figures = figures_of(outcome, [1.0, 1.0])
+    assert figures["seconds"] == pytest.approx(4.0)
+    assert figures["utilisation"] == pytest.approx(0.75)
+    assert figures["certified_share"] == pytest.approx(0.75)
+
+
+def test_a_run_in_which_nothing_was_trained_has_figures_too() -> None:
+    told: dict[int, Figures] = {0: {"began": [], "step_s": 1.0, "overrun_s": 0.0}}
+    lives = {0: [(0.0, INF)]}
+    outcome = Outcome(told=told, lives=lives, num_deaths=0, asked_at=20.0, crossing_bytes=0)
+    figures = figures_of(outcome, [1.0])
+    assert (figures["num_rounds"], figures["utilisation"], figures["certified_share"]) == (0, 0, 0)
