@@ -133,7 +133,7 @@ def test_a_run_is_judged_from_its_first_step_to_its_last_certificate() -> None:
         }
         for peer in (0, 1)
     }
-    lives = dict.fromkeys((0, 1), [(0.0, INF)])
+    lives = {peer: [(0.0, INF)] for peer in (0, 1)}
     outcome = Outcome(told=told, lives=lives, num_deaths=0, asked_at=20.0, crossing_bytes=0)
     figures = figures_of(outcome, [1.0, 1.0])
     assert figures["seconds"] == pytest.approx(4.0)
