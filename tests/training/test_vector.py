@@ -60,3 +60,15 @@ def test_what_cannot_be_trained_together_is_refused_in_words() -> None:
         ModelVector(nn.LazyLinear(2, bias=False))
     with pytest.raises(ConfigError, match="complex64, not of real numbers"):
         ModelVector(nn.Linear(2, 2, bias=False, dtype=torch.complex64))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_on_a_gpu_is_read_and_written_where_it_lies(dtype: torch.dtype) -> None:
+    vector = ModelVector(nn.Linear(5, 3, device="cuda", dtype=dtype))
+    theta_P = np.linspace(-1, 1, vector.num_parameters, dtype=np.float32)
+    vector.load_(theta_P)
+    assert (stored(vector) == theta_P).all() and vector.is_finite()
+    vector.shift_(theta_P)
+    assert (stored(vector) == 2 * theta_P).all()

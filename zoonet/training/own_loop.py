@@ -14,7 +14,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -205,6 +205,11 @@ class OwnLoop:
         self._in_hand.append(slot)
         self._num_unstepped += 1
         return slot
+
+    @property
+    def upcoming(self) -> Iterator[int]:
+        """The slots that come next, unless the network has other wishes."""
+        return iter(self._queue)
 
     def stepped(self) -> None:
         """The optimizer has stepped on every batch handed out since it last did."""

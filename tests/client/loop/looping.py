@@ -29,7 +29,8 @@ def main(bootstrap: str, seed: int, steps: int) -> None:
     with swarm:
         model, optimizer = swarm.prepare(model, optimizer)
         num_rounds = 0
-        for indices in swarm.shard(range(len(inputs)), batch_size=256, steps=steps):
+        shard = swarm.shard(range(len(inputs)), batch_size=256, steps=steps, num_workers=1)
+        for indices in shard:
             loss = nn.functional.mse_loss(model(inputs[indices]), targets[indices])
             optimizer.zero_grad()
             loss.backward()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.client.loop.loops import identity_of, model_of, place_of, spec_of
-from zoonet.client.loop.data import Batches, SlotOrder
+from zoonet.client.loop.data import Batches, Loader, SlotOrder
 from zoonet.client.loop.founding import SETTLE_S, Founded, Founding
 from zoonet.client.loop.spec import SwarmConfig, decode, differences, encode
 from zoonet.errors import ConfigError, PeerTimeout
@@ -37,6 +37,23 @@ def test_every_sample_comes_once_an_epoch_and_in_another_order_the_next_time() -
 def test_a_batch_is_what_collate_makes_of_the_items() -> None:
     batches = Batches([n * n for n in range(6)], SlotOrder(6, 3, seed=0), collate=sorted)
     assert sorted(batches.of(0) + batches.of(1)) == [0, 1, 4, 9, 16, 25]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_made_ahead_are_those_that_are_asked_for(num_workers: int) -> None:
+    batches = Batches(range(60), SlotOrder(60, 3, seed=1), collate=list)
+    loader = Loader(batches, num_workers)
+    asked = [0, 1, 2, 9, 10, 3, 4]  # a lease that is taken back, another one, and the first again
+    found = [loader.take(slot, range(slot + 1, slot + 4)) for slot in asked]
+    loader.close()
+    assert found == [batches.of(slot) for slot in asked]
+
+
+def test_what_the_dataset_raises_in_a_worker_is_raised_in_the_loop() -> None:
+    loader = Loader(Batches({}, SlotOrder(4, 2, seed=1), collate=list), num_workers=1)
+    with pytest.raises(KeyError):
+        loader.take(0, range(1, 2))
+    loader.close()
 
 
 def test_a_spec_survives_its_bytes_and_strange_bytes_are_refused() -> None:

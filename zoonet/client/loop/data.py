@@ -5,8 +5,10 @@ B = samples of a slot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -57,6 +59,38 @@ class Batches:
     def of(self, slot: int) -> Any:
         """The batch of a slot, as `collate` makes it of its samples."""
         return self.collate([self.dataset[int(index)] for index in self.order.indices(slot)])
+
+
+class Loader:
+    """Makes batches ahead of time, in threads. Its methods belong to one thread."""
+
+    def __init__(self, batches: Batches, num_workers: int) -> None:
+        """With no worker each batch is made when it is asked for."""
+        self._batches = batches
+        self._num_ahead = 2 * num_workers
+        self._workers = ThreadPoolExecutor(num_workers, "zoonet-batch") if num_workers else None
+        self._made: dict[int, Future[Any]] = {}
+
+    def take(self, slot: int, next_slots: Iterable[int]) -> Any:
+        """Return the batch of a slot, and begin with those that are likely to be asked for next.
+
+        Raises whatever the dataset or `collate` raises.
+        """
+        if self._workers is None:
+            return self._batches.of(slot)
+        found = self._made.pop(slot, None) or self._workers.submit(self._batches.of, slot)
+        ahead = list(islice(next_slots, self._num_ahead))
+        for stale in self._made.keys() - set(ahead):
+            self._made.pop(stale).cancel()
+        for each in ahead:
+            if each not in self._made:
+                self._made[each] = self._workers.submit(self._batches.of, each)
+        return found.result()
+
+    def close(self) -> None:
+        """Make no more of them."""
+        if self._workers is not None:
+            self._workers.shutdown(cancel_futures=True)
 
 
 def default_collate() -> Collate:

@@ -136,7 +136,9 @@ class LoopRun:
         self._loop.conclude(await replica.outer_parameters())
         await self._reporter.say_now("finished")
         self.is_finished.set()
-        await asyncio.sleep(LINGER_S)
+        assert self.chain is not None
+        if len(self.chain.roster) > 1:
+            await asyncio.sleep(LINGER_S)
 
     def _participant_of(
         self, founded: Founded, replica: TrainingReplica, averager: TreeAllReduce

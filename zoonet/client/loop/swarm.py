@@ -10,40 +10,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import functools
-import logging
 import math
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from zoonet.averaging.gear import first_error
 from zoonet.client.background import Background
-from zoonet.client.loop.data import Batches, Collate, Dataset, SlotOrder, default_collate
+from zoonet.client.loop.data import Batches, Collate, Dataset, Loader, SlotOrder, default_collate
+from zoonet.client.loop.network import NetworkThread
 from zoonet.client.loop.place import Place, place_in_swarm
 from zoonet.client.loop.run import LoopRun
 from zoonet.client.loop.spec import MAX_RUN_CHARS, RunSpec, SwarmConfig
 from zoonet.client.loop.status import SwarmStatus
 from zoonet.crypto import Identity
-from zoonet.errors import ConfigError, ZoonetError
+from zoonet.errors import ConfigError
 from zoonet.ranges import count
 from zoonet.training.own_loop import OwnLoop
 from zoonet.training.vector import ModelVector
 
 M = TypeVar("M", bound=nn.Module)
-
-CLOSE_S: Final = 15.0  # for the network to say goodbye
-
-log = logging.getLogger(__name__)
 
 
 class Swarm:
@@ -66,7 +60,7 @@ class Swarm:
         self._part: LoopRun | None = None
         self._is_closed = False
         self._background = Background()
-        self._network = _Network(place)
+        self._network = NetworkThread(place)
         try:
             self._place = self._background.submit(self._network.enter()).result()
         except BaseException:
@@ -131,13 +125,16 @@ class Swarm:
         epochs: float = 1.0,
         steps: int = 0,
         collate_fn: Collate | None = None,
+        num_workers: int = 0,
     ) -> Iterator[Any]:
         """Yield this peer's batches until the run is finished by all its peers together.
 
         `dataset`: anything with a length and items by index. `epochs`: how often all peers
         together go through it; `steps`, above 0, is their number of batches instead. `collate_fn`:
-        from a list of items to a batch, as of a `DataLoader`. Each batch is one peer's alone; it
-        counts once the optimizer has stepped. At the end the model holds the final parameters.
+        from a list of items to a batch, as of a `DataLoader`. `num_workers`: threads that make
+        batches ahead of time; the dataset must bear several of them. Each batch is one peer's
+        alone; it counts once the optimizer has stepped. At the end the model holds the final
+        parameters.
 
         Raises ConfigError where peers of the run differ in model or settings, and whatever ends
         this peer's part in it.
@@ -151,7 +148,10 @@ class Swarm:
                 "what it was called with before"
             )
         order = SlotOrder(spec.num_samples, spec.batch_size, self.config.seed)
-        return self._batches(spec, Batches(dataset, order, collate_fn or default_collate()))
+        if num_workers < 0:
+            raise ConfigError(f"num_workers is {num_workers}; it is 0 or more")
+        batches = Batches(dataset, order, collate_fn or default_collate())
+        return self._batches(spec, batches, num_workers)
 
     def _spec_of(self, num_samples: int, batch_size: int, epochs: float, steps: int) -> RunSpec:
         assert self._vector is not None
@@ -172,13 +172,15 @@ class Swarm:
         spec.training()  # says what cannot work
         return spec
 
-    def _batches(self, spec: RunSpec, batches: Batches) -> Iterator[Any]:
+    def _batches(self, spec: RunSpec, batches: Batches, num_workers: int) -> Iterator[Any]:
         loop = self._begin(spec)
+        loader = Loader(batches, num_workers)
         try:
             while (slot := loop.next_slot()) is not None:
-                yield batches.of(slot)
+                yield loader.take(slot, loop.upcoming)
         finally:
             loop.put_back()
+            loader.close()
 
     def _stepped(self, *_: object) -> None:
         if self._loop is not None:
@@ -272,77 +274,6 @@ class Swarm:
             self._background.submit(self._network.leave()).result()
         finally:
             self._background.close()
-
-
-class _Network:
-    """What runs in the network's thread: one task that holds it open, one that plays rounds."""
-
-    def __init__(self, place: AbstractAsyncContextManager[Place]) -> None:
-        self._place = place
-        self._leave: asyncio.Event
-        self._holder: asyncio.Task[None] | None = None
-        self._playing: asyncio.Task[None] | None = None
-        self._part: LoopRun | None = None
-        self._loop: OwnLoop | None = None
-
-    def watch(self, loop: OwnLoop) -> None:
-        """Tell this loop where anything fails."""
-        self._loop = loop
-
-    async def enter(self) -> Place:
-        inside: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        self._leave = asyncio.Event()
-        self._holder = asyncio.create_task(self._hold(inside), name="swarm")
-        either: set[asyncio.Future[Any]] = {self._holder, inside}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not inside.done():
-            await self._holder  # raises why it could not enter
-        return inside.result()
-
-    async def _hold(self, inside: asyncio.Future[Place]) -> None:
-        try:
-            async with self._place as place:
-                inside.set_result(place)
-                await self._leave.wait()
-        except BaseException as error:
-            self._tell(error)
-            raise
-
-    async def play(self, part: LoopRun) -> None:
-        self._part = part
-        self._playing = asyncio.create_task(self._play(part), name="run")
-
-    async def _play(self, part: LoopRun) -> None:
-        try:
-            await part.run()
-        except asyncio.CancelledError as error:
-            self._tell(error)
-            raise
-        except Exception as error:  # a boundary: it is raised again in the loop's thread
-            self._tell(error)
-            log.debug("run ended", exc_info=True)
-
-    def _tell(self, error: BaseException) -> None:
-        if isinstance(error, BaseExceptionGroup):
-            error = first_error(error)
-        if isinstance(error, asyncio.CancelledError):
-            error = ConfigError("this swarm is closed; join again")
-        if self._loop is not None:
-            self._loop.fail(error)
-
-    async def leave(self) -> None:
-        """End everything; where the run is finished, after others have had its end."""
-        if self._playing is not None:
-            if self._part is None or not self._part.is_finished.is_set():
-                self._tell(ConfigError("this swarm is closed; join again"))
-                self._playing.cancel()
-            await asyncio.wait({self._playing}, timeout=CLOSE_S)
-        self._leave.set()
-        assert self._holder is not None
-        try:
-            await self._holder
-        except ZoonetError as error:
-            log.info("the network was lost before it was left: %s", error)
 
 
 def _identity(key: Identity | Path | str | None) -> Identity:
