@@ -122,7 +122,7 @@ def main() -> None:
         runs = command.run(partial(questions.answer, name, options, names, keep))
         path, goals = keep(runs), questions.goals_of(name, runs, options)
         bars = questions.bars_of(name, runs, options)
-        results.plot(path.with_suffix(".png"), question.text, question.figure, bars)
+        results.plot(path.with_suffix(".png"), f"Training: {name}", question.figure, bars)
         results.show(questions.table_of(name, runs, options), results.goals_table(goals))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -125,7 +126,7 @@ async def run_trial(
         lap=lap,
         seconds=more["seconds"],
         crossing_bytes=outcome.crossing_bytes,
-        num_digests=1,
+        load_1_min=round(os.getloadavg()[0], 2),
         others_cores=round(others_cores, 3),
         why_not=why_not,
         more=more,
