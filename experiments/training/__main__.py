@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     if options.smoke:
         options.layout, options.rates_mbit, options.rtt_ms = "1x3", "50", 10.0
         options.step_s, options.inner_steps, options.repeats = 0.05, 12, 1
-        options.death_every_s, options.back_after_s = 8.0, 2.0
+        options.death_every_s, options.back_after_s = 20.0, 2.0  # one death, after 5 s
     return options
 
 
