@@ -167,6 +167,20 @@ def test_a_trainer_with_nothing_left_says_how_long_it_was_idle(job: Any) -> None
     run(main())
 
 
+def test_time_that_was_lost_does_not_count_as_training(job: Any) -> None:
+    async def main() -> None:
+        with buffers_of(job) as buffers:
+            async with InlineTrainer.open(job.start, buffers, step_s=1.0) as trainer:
+                lost = asyncio.create_task(trainer.train(command((0, 9), steps=9, is_fresh=True)))
+                await asyncio.sleep(3.5)
+                lost.cancel()
+                await asyncio.wait([lost])
+                trained = await trainer.train(command((0, 2), steps=2, is_fresh=True))
+                assert trained.seconds == 2.0
+
+    run(main())
+
+
 def test_a_failure_between_commands_costs_the_local_work_and_is_told_with_the_next(
     job: Any,
 ) -> None:

@@ -58,6 +58,7 @@ class Workload:
             self._trained = []
             self._is_moved = False
             self._loss_sum = self._num_in_loss = 0
+            self._start_clock()  # what was lost says nothing of the speed
         elif failure is not None:
             raise failure
         left = difference(command.slots, self._told())
@@ -67,6 +68,11 @@ class Workload:
         if self._num_left:
             self._note_idle()
         self._told_steps, self._told_at = len(self._trained), self._now()
+
+    def _start_clock(self) -> None:
+        self._reported_at = self._now()
+        self._idle_s = self._aside_s = 0.0
+        self._idle_since = self._now()
 
     def abandon(self) -> None:
         """Train nothing more; the next command starts anew, whatever it says."""
