@@ -32,7 +32,7 @@ def prepare(job: ComputeJob, store: Blocks) -> PreparedJob:
     Takes seconds to minutes and imports torch: call it off the event loop. Raises ConfigError for
     what the submitter must change, StorageError where the store is full.
     """
-    from zoonet.training.models import initial_parameters
+    from zoonet.training.models import build_model, initial_parameters
     from zoonet.training.tokenizers import make_tokenizer
     from zoonet.training.tokens import token_dtype
 
@@ -42,6 +42,8 @@ def prepare(job: ComputeJob, store: Blocks) -> PreparedJob:
     ids = tokenizer.encode(text).astype(token_dtype(model.vocab_size))
     num_train = int(len(ids) * (1 - job.data_config.heldout_fraction))
     _require_enough(job, num_train, len(ids) - num_train)
+    if job.training_config.activation_checkpointing:
+        build_model(model, device="meta").checkpoint_activations()  # else peers would find out
     theta_P = initial_parameters(model, seed=job.training_config.seed).astype("<f4")
 
     nonce = secrets.token_hex(16)

@@ -97,6 +97,7 @@ class TrainingConfig(Section):
     outer_lr: float = 0.7
     outer_momentum: float = 0.9  # Nesterov
     precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False  # a third more arithmetic, far less memory: see docs
     codec: CodecName = "fp32"  # of what peers send each other: fewer bytes, less exact
     seed: int = 0  # of the initial parameters and of the order of the data
     dynamic_steps: bool = True  # faster peers take more steps a round, slower ones fewer

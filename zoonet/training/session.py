@@ -56,6 +56,8 @@ class TrainingSession:
         self._size = f"{prepared.num_parameters} parameters"
         with memory_errors_told(self._size):
             self._flat = FlatModel(prepared.model, prepared.num_parameters, self.device)
+            if self.spec.activation_checkpointing:
+                self._flat.model.checkpoint_activations()
             hidden = hidden_matrices(self._flat.model, vocab_size)
             self._optimizer = InnerOptimizer(self._flat, self.spec, hidden)
             self._loss_sum = torch.zeros((), device=self.device)

@@ -6,6 +6,8 @@ from abc import abstractmethod
 
 from torch import Tensor, nn
 
+from zoonet.errors import ConfigError
+
 
 class TrainableModel(nn.Module):
     """A model that computes its own loss.
@@ -17,6 +19,15 @@ class TrainableModel(nn.Module):
     is_batch_separable: bool = True
     # Whether a step in training draws random numbers (dropout), which are then keyed by the slot.
     is_random: bool = False
+
+    def checkpoint_activations(self) -> None:
+        """From now on compute each block's activations again in the backward pass.
+
+        Gradients stay the same. Raises ConfigError where the architecture cannot.
+        """
+        raise ConfigError(
+            f"training.activation_checkpointing: {type(self).__name__} cannot; leave it false"
+        )
 
     @abstractmethod
     def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:

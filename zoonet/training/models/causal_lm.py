@@ -33,6 +33,15 @@ class CausalLM(TrainableModel):
         super().__init__()
         self.model = _from_config(spec)
 
+    def checkpoint_activations(self) -> None:
+        old_name = self.model.gradient_checkpointing_enable  # newer versions warn of it
+        try:
+            getattr(self.model, "activation_checkpointing_enable", old_name)(
+                {"use_reentrant": False}
+            )
+        except ValueError:  # the library's word for an architecture that is not made for it
+            super().checkpoint_activations()
+
     def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
         logits_BTV = self.model(input_ids=x_BT, use_cache=False).logits
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), y_BT.flatten())

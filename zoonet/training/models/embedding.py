@@ -33,6 +33,9 @@ class TextEncoder(TrainableModel):
         self.is_random = spec.dropout > 0
         self.projection = nn.Linear(spec.width, spec.embedding_dim, bias=False)
 
+    def checkpoint_activations(self) -> None:
+        self.backbone.is_checkpointing = True
+
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Return unit vectors_BE of texts that are equally long: the mean over their tokens."""
         pooled_BD = self.backbone(ids_BT).mean(1)

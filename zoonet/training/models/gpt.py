@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zoonet.config import ModelSpec
 from zoonet.training.models.base import TrainableModel
@@ -77,6 +78,8 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Embeddings and blocks: ids_BT -> normed x_BTD. T is at most `max_positions`."""
 
+    is_checkpointing = False  # keep only what goes into a block for the backward pass
+
     def __init__(self, spec: ModelSpec, *, max_positions: int, is_causal: bool) -> None:
         super().__init__()
         self.tokens = nn.Embedding(spec.vocab_size, spec.width)
@@ -91,7 +94,10 @@ class Backbone(nn.Module):
         positions_TD = self.positions.weight[: ids_BT.shape[1]]
         x_BTD = self.dropout(self.tokens(ids_BT) + positions_TD)
         for block in self.blocks:
-            x_BTD = block(x_BTD)
+            if self.is_checkpointing and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD)
         normed_BTD: Tensor = self.norm(x_BTD)
         return normed_BTD
 
@@ -117,6 +123,9 @@ class GPT(TrainableModel):
         self.backbone = Backbone(spec, max_positions=spec.context, is_causal=True)
         self.backbone.initialise_()
         self.is_random = spec.dropout > 0
+
+    def checkpoint_activations(self) -> None:
+        self.backbone.is_checkpointing = True
 
     def forward(self, x_BT: Tensor, y_BT: Tensor) -> Tensor:
         logits_BTV = F.linear(self.backbone(x_BT), self.backbone.tokens.weight)
