@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,32 @@ NOBODY = 65_534
 TIMEOUT_S = 180  # a laden machine takes a while to import torch a dozen times
 
 
-def smoke(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Smoke:
+    """How a benchmark ended, and the namespaces of its own that it left behind."""
+
+    returncode: int
+    stderr: str
+    namespaces: list[str]
+
+
+def smoke(name: str, folder: Path, *options: str) -> Smoke:
     out = folder / "result.json"
-    return subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", f"experiments.{name}", "--smoke", *options, "--out", str(out)],
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=TIMEOUT_S,
-        check=False,
         cwd=ROOT,
         env=os.environ | {"COLUMNS": "160"},
-    )
+    ) as process:
+        try:
+            _, stderr = process.communicate(timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    left = [name for name in kernel.namespace_names() if name.startswith(f"zt{process.pid}-")]
+    return Smoke(process.returncode, stderr, left)
 
 
 def result_of(path: Path) -> dict[str, Any]:
@@ -74,7 +90,7 @@ def test_the_wan_benchmark_counts_bytes_and_uses_the_link(tmp_path: Path) -> Non
     ring = next(run for run in crossing["runs"] if run["contender"] == "ring" and run["lap"] == 0)
     assert ring["crossing_bytes"] > 2 * 2 * 0.25 * (1 << 20) * 2 / 3
     assert counted(result_of(tmp_path / "result-use.json")) == {"zoonet", "raw-tcp"}
-    assert not [name for name in kernel.namespace_names() if name.startswith("zt")]
+    assert not done.namespaces
 
 
 @pytest.mark.p2p
@@ -100,7 +116,7 @@ def test_the_benchmark_of_training_answers_each_question(question: str, tmp_path
     assert run["more"]["num_rounds"] >= 2
     assert run["more"]["num_deaths"] == (question == "goodput")
     assert 0.1 < run["more"]["certified_share"] <= 1.1
-    assert not [name for name in kernel.namespace_names() if name.startswith("zt")]
+    assert not done.namespaces
 
 
 @pytest.mark.parametrize("name", ["wan", "deaths", "training"])
