@@ -66,6 +66,7 @@ class RunConfig:
     device: str = "auto"
     num_threads: int = 1
     gpu_share: float = 1.0  # of the GPU's memory
+    is_compiled: bool = False  # through torch.compile
 
 
 class JobRun:
@@ -217,6 +218,7 @@ class JobRun:
             device=self._config.device,
             num_threads=self._config.num_threads,
             gpu_share=self._config.gpu_share,
+            is_compiled=self._config.is_compiled,
         )
         events = ReplicaEvents(self._on_step, self._on_trained, self._on_evaluated)
         with SharedBuffers.create(prepared.num_parameters) as buffers:

@@ -68,6 +68,7 @@ class PeerOptions:
     lan_config: LanConfig = field(default_factory=LanConfig)  # where they are looked for
     device: str = "auto"
     threads: int = 1  # of CPU arithmetic
+    compile: bool = False  # through torch.compile, where there is a compiler
     policy: ProviderPolicy = ProviderPolicy()
 
     def __post_init__(self) -> None:
@@ -211,6 +212,7 @@ class PeerRole:
                 device=self._options.device,
                 num_threads=self._options.threads,
                 gpu_share=self._options.policy.gpu_share,
+                is_compiled=self._options.compile,
             ),
             open_trainer=_open_trainer,
             on_job=self._on_job,

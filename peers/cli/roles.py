@@ -39,6 +39,9 @@ def bootstrap(**options: Any) -> None:
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="On a CPU."
 )
 @click.option(
+    "--compile", is_flag=True, help="Train through torch.compile: slow to start, then faster."
+)
+@click.option(
     "--bulk-port",
     type=click.IntRange(0, 65535),
     default=0,
@@ -63,6 +66,7 @@ def peer(**options: Any) -> None:
       zoonet peer --join /ip4/203.0.113.7/tcp/31330/p2p/16Uiu2...
       zoonet peer                    # peers met before, then the local network, then alone
       zoonet peer --hours 22-7 --memory-share 0.5
+      zoonet peer --device cuda:1 --compile
     """
     from peers import peer as role
     from zoonet.jobs import ProviderPolicy

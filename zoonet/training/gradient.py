@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoonet.config import TrainingSpec
+from zoonet.training.compiler import Loss
 from zoonet.training.memory import memory_error
 from zoonet.training.models.base import TrainableModel
 from zoonet.training.tokens import Batch
@@ -25,6 +26,7 @@ class BatchGradient:
         self._model = model
         self._grad_P = grad_P
         self._spec = spec
+        self.loss_of: Loss = model  # may be replaced by one that computes the same faster
         self.micro_batch_size = spec.batch_size
 
     def backward(self, batch: Batch, slot: int) -> Tensor:
@@ -55,7 +57,7 @@ class BatchGradient:
             micro = slice(first, first + self.micro_batch_size)
             x_BT, y_BT = (torch.from_numpy(part[micro]).to(device) for part in batch)
             with autocast(self._spec, device):
-                loss = self._model(x_BT, y_BT)
+                loss = self.loss_of(x_BT, y_BT)
             if len(x_BT) < num_samples:
                 loss = loss * (len(x_BT) / num_samples)
             loss.backward()

@@ -128,6 +128,8 @@ class TrainerProcess:
             trainer.device = ready.device
             trainer.layout = ready.layout
             logger.info("trainer ready pid=%s device=%s", trainer.pid, ready.device)
+            if ready.warning:
+                logger.warning("trainer pid=%s %s", trainer.pid, ready.warning)
             yield trainer
         finally:
             await trainer._close()

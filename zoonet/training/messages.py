@@ -34,6 +34,7 @@ class Start(Message, frozen=True, kw_only=True, tag="start"):
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     num_threads: int = 1  # of CPU arithmetic
     gpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0  # of the GPU's memory
+    is_compiled: bool = False  # train through torch.compile, where there is a compiler
 
 
 class Train(Message, frozen=True, kw_only=True, tag="train"):
@@ -92,6 +93,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
     device: str
     num_parameters: int
     layout: tuple[tuple[str, tuple[int, ...]], ...]  # names and shapes within the flat vector
+    warning: str = ""  # for the peer's owner
 
 
 class StepDone(Message, frozen=True, kw_only=True, tag="step"):

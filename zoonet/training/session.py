@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from zoonet import config
 from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
 from zoonet.ranges import Ranges
+from zoonet.training.compiler import compiled, try_out
 from zoonet.training.export import Layout
 from zoonet.training.generate import generate
 from zoonet.training.gradient import BatchGradient, BatchLoss
@@ -26,7 +27,7 @@ from zoonet.training.messages import Sample, Start, Train
 from zoonet.training.models import FlatModel, hidden_matrices
 from zoonet.training.order import SampleOrder
 from zoonet.training.tokenizers import MAX_TOKENIZER_BYTES, load_tokenizer
-from zoonet.training.tokens import TokenFile
+from zoonet.training.tokens import Batch, TokenFile
 
 _EVAL_TOKENS_PER_BATCH = 4096
 _SHIFT_ELEMENTS = 1 << 24  # that are on the device twice for a moment
@@ -64,6 +65,7 @@ class TrainingSession:
         self._gradient = BatchGradient(self._flat.model, self._flat.grad_P, self.spec)
         self._loss = BatchLoss(self._flat.model, self.device, self.spec)
         self._num_steps = 0
+        self.warning = self._compile() if start.is_compiled else ""  # for the peer's owner
 
     @property
     def num_parameters(self) -> int:
@@ -106,12 +108,23 @@ class TrainingSession:
 
         Raises OutOfDeviceMemory where even one sample at a time does not fit.
         """
-        starts_B = self._order.slot_starts(slot, self.spec.batch_size)
-        batch = self._train_tokens.batch(starts_B, self.model_spec.context)
-        self._loss_sum += self._gradient.backward(batch, slot)
+        self._loss_sum += self._gradient.backward(self._batch(slot), slot)
         self._num_steps += 1
         with memory_errors_told(f"a step of {self._size}"):
             self._optimizer.step_(learning_rate(progress, self.spec))
+
+    def _compile(self) -> str:
+        """Train through the compiler from now on, or return why not."""
+        self._gradient.loss_of = compiled(self._flat.model)
+        self._flat.model.train()
+        reason = try_out(lambda: self._gradient.backward(self._batch(0), 0))
+        if reason:
+            self._gradient.loss_of = self._flat.model
+        return reason
+
+    def _batch(self, slot: int) -> Batch:
+        starts_B = self._order.slot_starts(slot, self.spec.batch_size)
+        return self._train_tokens.batch(starts_B, self.model_spec.context)
 
     def take_loss(self) -> float:
         """Return the mean loss of the steps since the last call (0 where there were none).

@@ -132,7 +132,10 @@ def run(pipe_fd: int, memory_fd: int) -> None:
     num_parameters = config.decode(start.prepared).num_parameters
     with session, SharedBuffers.attach(memory_fd, num_parameters) as buffers:
         ready = Ready(
-            device=str(session.device), num_parameters=num_parameters, layout=session.layout
+            device=str(session.device),
+            num_parameters=num_parameters,
+            layout=session.layout,
+            warning=session.warning,
         )
         channel.send(ready)
         Trainer(channel, buffers, session).serve()
