@@ -24,6 +24,7 @@ from zoonet.averaging import (
     Participant,
     ParticipantEvents,
     RoundsConfig,
+    SiteMean,
     TreeAllReduce,
 )
 from zoonet.blocks import Manifest, blocks_of, call_store, put_bytes, read_bytes, write_file
@@ -242,14 +243,42 @@ class JobRun:
         averager = TreeAllReduce(
             self._node.lanes, self._job_id, prepared.num_parameters, codec=codec
         )
+        config = RoundsConfig(
+            inner_steps=prepared.training.inner_steps,
+            is_dynamic=prepared.training.dynamic_steps,
+            ahead=prepared.training.ahead,
+            site_steps=prepared.training.site_steps,
+            min_founders=prepared.peers.min,
+            max_members=prepared.peers.max,
+        )
         await averager.serve()
         try:
-            await self._play_rounds(prepared, replica, averager)
+            async with self._site_mean(prepared, config) as site:
+                await self._play_rounds(prepared, replica, averager, config, site)
         finally:
             await averager.close()
 
+    @asynccontextmanager
+    async def _site_mean(
+        self, prepared: PreparedJob, config: RoundsConfig
+    ) -> AsyncIterator[SiteMean | None]:
+        if not config.site_steps:
+            yield None
+            return
+        site = SiteMean(self._node.lanes, self._job_id, prepared.num_parameters, config)
+        await site.serve()
+        try:
+            yield site
+        finally:
+            await site.close()
+
     async def _play_rounds(
-        self, prepared: PreparedJob, replica: TrainingReplica, averager: TreeAllReduce
+        self,
+        prepared: PreparedJob,
+        replica: TrainingReplica,
+        averager: TreeAllReduce,
+        config: RoundsConfig,
+        site: SiteMean | None,
     ) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         certificates = Certificates(FileLog(self._folder))
@@ -260,14 +289,9 @@ class JobRun:
             Chain(self._job_id, num_slots(prepared), certificates),
             replica,
             averager,
-            RoundsConfig(
-                inner_steps=prepared.training.inner_steps,
-                is_dynamic=prepared.training.dynamic_steps,
-                ahead=prepared.training.ahead,
-                min_founders=prepared.peers.min,
-                max_members=prepared.peers.max,
-            ),
+            config,
             ParticipantEvents(self._founders, self._on_phase, self._on_round),
+            site,
         )
         await participant.serve()
         self._participant = participant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,15 +17,17 @@ from zoonet.averaging import (
     Participant,
     ParticipantEvents,
     RoundsConfig,
+    SiteMean,
     TreeAllReduce,
 )
-from zoonet.averaging.replica import STATE_CHUNK_BYTES
+from zoonet.averaging.replica import STATE_CHUNK_BYTES, Mix
 from zoonet.averaging.state_sync import root_of
 from zoonet.crypto import Identity, PeerId
 from zoonet.errors import NonFiniteLoss
 from zoonet.ranges import Ranges, count, difference, normalise, union
 from zoonet.testing import MemorySwarm
-from zoonet.transport import StreamLanes
+from zoonet.testing.memory import MemoryTransport
+from zoonet.transport import LinkStats, StreamLanes
 
 JOB_ID = "0123456789abcdef0123456789abcdef"
 NUM_PARAMETERS = 301
@@ -58,6 +61,7 @@ class CountingReplica:
         self._staged: tuple[bytes, np.ndarray] | None = None
         self._previous: np.ndarray | None = None
         self._stop = asyncio.Event()
+        self.mixed: list[tuple[int, np.ndarray]] = []  # what sites came to, with slots trained
 
     @staticmethod
     def digest_of(theta_P: np.ndarray) -> bytes:
@@ -67,7 +71,16 @@ class CountingReplica:
     def state_digest(self) -> bytes:
         return self.digest_of(self.theta_P)
 
-    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
+    async def train(
+        self,
+        slots: Ranges,
+        *,
+        steps: int,
+        num_done: int,
+        num_planned: int,
+        stops: Sequence[int] = (),
+        mix: Mix | None = None,
+    ) -> Ranges:
         await self._rest()
         self._stop.clear()
         if self.fails:
@@ -77,6 +90,8 @@ class CountingReplica:
         todo = deque(s for start, stop in left for s in range(start, stop))
         while todo and not self._stop.is_set() and self.num_trained < steps:
             await self._step(todo)
+            if mix is not None and self.num_trained in stops:
+                await self._mix(mix)
         self.carried = self._told = union(self.carried, self._ahead())
         self.local_P += self.ahead_P
         self.ahead_P[:] = 0
@@ -84,6 +99,19 @@ class CountingReplica:
         self.slots_per_s = self.speed
         self._background = asyncio.create_task(self._go_on(todo))
         return self.carried
+
+    async def _mix(self, mix: Mix) -> None:
+        """Average the local work with neighbours, unless told to stop meanwhile."""
+        theta_P = self.local_P + self.ahead_P
+        mixing = asyncio.ensure_future(mix(self.num_trained, theta_P))
+        stopping = asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait({mixing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (mixing, stopping):
+            task.cancel()
+        await asyncio.gather(mixing, stopping, return_exceptions=True)
+        if not mixing.cancelled() and mixing.result():
+            self.mixed.append((self.num_trained, theta_P.copy()))
+            self.ahead_P = theta_P - self.local_P
 
     @property
     def num_trained(self) -> int:
@@ -171,6 +199,22 @@ def chunks_of(theta_P: np.ndarray) -> list[bytes]:
     return [theta_P.tobytes(), bytes(theta_P.nbytes)]  # and a momentum of zeros
 
 
+class PlacedLanes(StreamLanes):
+    """Lanes that know how far others are: those of the same site near, the rest far."""
+
+    def __init__(self, transport: MemoryTransport, places: Mapping[PeerId, str]) -> None:
+        super().__init__(transport)
+        self._places = places
+
+    def links(self) -> Mapping[PeerId, LinkStats]:
+        here = self._places.get(self.peer_id)
+        return {
+            peer: LinkStats(0.001 if place == here else 0.05, 0.0, 0.0, "stream")
+            for peer, place in self._places.items()
+            if peer != self.peer_id
+        }
+
+
 @dataclass
 class Peer:
     identity: Identity
@@ -179,6 +223,7 @@ class Peer:
     phases: list[str]
     certificates: list[Certificate]
     averager: TreeAllReduce
+    site: SiteMean | None = None
     task: asyncio.Task[None] | None = None
 
     @property
@@ -188,6 +233,11 @@ class Peer:
     @property
     def chain(self) -> Chain:
         return self.participant.chain
+
+    async def close(self) -> None:
+        await self.averager.close()
+        if self.site is not None:
+            await self.site.close()
 
 
 @dataclass
@@ -199,8 +249,9 @@ class Swarm:
     memory: MemorySwarm = field(default_factory=MemorySwarm)
     peers: dict[str, Peer] = field(default_factory=dict)
     strangers: set[PeerId] = field(default_factory=set)  # who merely say that they want the job
+    places: dict[PeerId, str] = field(default_factory=dict)  # at which sites peers are
 
-    async def add(self, name: str, *, slots_per_s: float = 10.0) -> Peer:
+    async def add(self, name: str, *, slots_per_s: float = 10.0, place: str = "") -> Peer:
         identity = identity_of(name)
         transport, _ = self.memory.peer(identity)
         replica = CountingReplica(slots_per_s=slots_per_s)
@@ -211,8 +262,15 @@ class Swarm:
             certificates.append(certificate)
             self._gossip(peer)
 
-        averager = TreeAllReduce(StreamLanes(transport), JOB_ID, NUM_PARAMETERS)
+        if place:
+            self.places[identity.peer_id] = place
+        lanes = PlacedLanes(transport, self.places)
+        averager = TreeAllReduce(lanes, JOB_ID, NUM_PARAMETERS)
         await averager.serve()
+        site = None
+        if self.config.site_steps:
+            site = SiteMean(lanes, JOB_ID, NUM_PARAMETERS, self.config)
+            await site.serve()
         participant = Participant(
             identity,
             self.memory.clock,
@@ -222,9 +280,10 @@ class Swarm:
             averager,
             self.config,
             ParticipantEvents(self._founders, phases.append, on_round),
+            site,
         )
         await participant.serve()
-        peer = Peer(identity, replica, participant, phases, certificates, averager)
+        peer = Peer(identity, replica, participant, phases, certificates, averager, site)
         self.peers[name] = peer
         for other in self.peers.values():
             self._gossip(other)
@@ -250,14 +309,14 @@ class Swarm:
         peer.task.cancel()
         await asyncio.gather(peer.task, return_exceptions=True)
         await peer.replica.drop_local()
-        await peer.averager.close()
+        await peer.close()
         return peer
 
     async def close(self) -> None:
         """Let go of what the peers still hold."""
         for peer in self.peers.values():
             await peer.replica.drop_local()
-            await peer.averager.close()
+            await peer.close()
             await self.memory.transports[peer.peer_id].close()
 
     async def until(self, condition, *, within_s: float = 600.0) -> None:

@@ -8,6 +8,7 @@ from zoonet.averaging.gear import ParticipantEvents
 from zoonet.averaging.messages import Certificate, Round, RoundResult
 from zoonet.averaging.participant import Participant
 from zoonet.averaging.replica import STATE_CHUNK_BYTES, Replica
+from zoonet.averaging.site_mean import SiteMean
 from zoonet.averaging.state_sync import root_of
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Round",
     "RoundResult",
     "RoundsConfig",
+    "SiteMean",
     "TreeAllReduce",
     "coordinators",
     "credits",

@@ -47,6 +47,7 @@ class Attendance:
             self._gear.replica,
             self._gear.averager,
             MemberEvents(partial(self._on_plan, coordinator), self._on_phase, self._on_staged),
+            self._gear.site,
         )
         chain = self._growth.chain
         links = self._gear.averager.own_links()

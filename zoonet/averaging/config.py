@@ -28,6 +28,7 @@ class RoundsConfig:
     inner_steps: int = 25  # H, for a peer of median speed
     is_dynamic: bool = True  # other speeds take other numbers of steps
     ahead: float = 0.0  # of its steps, that a member may train while the round is averaged
+    site_steps: int = 0  # of H, between two means among the members of a site; 0: there are none
     min_founders: int = 1  # the first round waits for this many
     max_members: int = 64
     beat_s: float = 0.5  # both sides of a round say this often that they are alive
@@ -40,5 +41,7 @@ class RoundsConfig:
             raise ConfigError("inner_steps, min_founders and max_members are at least 1")
         if not 0 <= self.ahead <= 8:
             raise ConfigError("ahead is between 0 and 8 rounds")
+        if self.site_steps < 0 or (self.site_steps and self.ahead):
+            raise ConfigError("site_steps is not negative, and 0 where members train ahead")
         if self.silence_s < 3 * self.beat_s:
             raise ConfigError("silence_s must allow for at least three beats")

@@ -21,7 +21,7 @@ from zoonet.averaging.conductor import (
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.deadlines import LearnedTimeout
 from zoonet.averaging.followers import Follower, Followers
-from zoonet.averaging.leases import lease
+from zoonet.averaging.leases import lease, placed
 from zoonet.averaging.messages import (
     MESSAGE_BYTES,
     Beat,
@@ -40,6 +40,7 @@ from zoonet.averaging.messages import (
     decode_from_member,
 )
 from zoonet.averaging.plan import MAX_MEMBERS
+from zoonet.averaging.sites import cluster
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import ProtocolViolation, RoundFailed
@@ -217,6 +218,9 @@ class Coordinator:
             ahead=self._config.ahead,
             known=self.seat.leased,
         )
+        if self._config.site_steps:
+            near = {peer: self._followers[peer].links.near for peer in members}
+            leases = placed(leases, cluster(near))
         return Round(
             job_id=self.seat.job_id,
             index=self.seat.index,

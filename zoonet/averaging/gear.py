@@ -11,6 +11,7 @@ from zoonet.averaging.allreduce import Averager
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.messages import Certificate
 from zoonet.averaging.replica import Replica
+from zoonet.averaging.site_mean import SiteMean
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId
 from zoonet.errors import ZoonetError
@@ -40,6 +41,7 @@ class Gear:
     config: RoundsConfig
     events: ParticipantEvents
     errands: Errands
+    site: SiteMean | None = None  # where the job has means within sites
 
     @property
     def me(self) -> PeerId:

@@ -138,6 +138,11 @@ class Growth:
         self._gear.averager.settle(is_certified=True, is_merged=is_merged)
         if overlaps(self._replica.carried, self.chain.done):
             await self._replica.drop_local()
+        elif not is_merged and self._is_counted(result):
+            log.info(
+                "round=%d holds the work of neighbours that this peer's has in it", result.index
+            )
+            await self._replica.drop_local()
         log.info(
             "certified round=%d members=%d contributors=%d applied=%s",
             result.index,
@@ -145,6 +150,12 @@ class Growth:
             len(result.contributions),
             is_here,
         )
+
+    def _is_counted(self, result: RoundResult) -> bool:
+        """Whether work of neighbours counts now that a site's mean has put into this peer's."""
+        site = self._gear.site
+        shares = result.contributions
+        return site is not None and any(share.peer in site.mixed_with for share in shares)
 
     def _turn_to_head(self) -> None:
         """The chain has just changed: others may already come for its next round."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+
+from msgspec.structs import replace
 
 from zoonet.averaging.messages import MAX_RANGES, Lease, Ready
 from zoonet.crypto import PeerId
@@ -79,6 +81,12 @@ def lease(
         slots = union(kept[peer], taken)
         leases.append(Lease(peer, slots, min(steps[peer], count(slots))))
     return tuple(leases)
+
+
+def placed(leases: Sequence[Lease], sites: Sequence[Collection[PeerId]]) -> tuple[Lease, ...]:
+    """The leases, each with the number of its peer's site."""
+    numbers = {peer: number for number, site in enumerate(sites) for peer in site}
+    return tuple(replace(lease, site=numbers[PeerId(lease.peer)]) for lease in leases)
 
 
 def _settle(

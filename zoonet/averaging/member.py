@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -25,7 +25,6 @@ from zoonet.averaging.messages import (
     Failed,
     FromCoordinator,
     FromMember,
-    Lease,
     Planned,
     Ready,
     Round,
@@ -38,6 +37,7 @@ from zoonet.averaging.messages import (
 )
 from zoonet.averaging.replica import Replica
 from zoonet.averaging.rules import check_attempt, check_plan
+from zoonet.averaging.site_mean import SiteMean
 from zoonet.clock import Clock
 from zoonet.crypto import PeerId, short
 from zoonet.errors import PeerTimeout, ProtocolViolation, RoundFailed, WorkLost
@@ -92,6 +92,7 @@ class Member:
         replica: Replica,
         averager: Averager,
         events: MemberEvents,
+        site: SiteMean | None = None,
     ) -> None:
         self._peer_id = peer_id
         self._clock = clock
@@ -99,6 +100,7 @@ class Member:
         self._replica = replica
         self._averager = averager
         self._events = events
+        self._site = site
         self._attempts: asyncio.Queue[Attempt] = asyncio.Queue(1)  # the newest
         self._last_attempt: Attempt | None = None
         self._explained = -1  # the newest attempt whose slices were told
@@ -129,7 +131,7 @@ class Member:
             tasks.create_task(self._listen(stream))
             await self._events.on_plan(self.plan, self.record)
             if self._peer_id in self.plan.members:
-                await self._train(stream, ready.leased, chain.num_done)
+                await self._train(stream, ready, chain.num_done)
             self._events.on_phase("averaging")
             await self._average(stream)
 
@@ -221,17 +223,17 @@ class Member:
 
     # --- working ------------------------------------------------------------------------------
 
-    async def _train(self, stream: Stream, claim: Ranges, num_done: int) -> None:
+    async def _train(self, stream: Stream, ready: Ready, num_done: int) -> None:
         assert self.plan is not None
         lease = self.plan.lease_of(self._peer_id)
         carried = self._replica.carried
-        if difference(union(claim, carried), lease.slots):
+        if difference(union(ready.leased, carried), lease.slots):
             # It may hold work on slots that are others' now, and what is mixed cannot be parted.
             log.info("local work was not taken on; dropping slots=%d", count(carried))
             await self._replica.drop_local()
         if lease.slots:
             self._events.on_phase("training")
-            await self._train_slots(lease, num_done, self.plan.num_steps)
+            await self._train_slots(self.plan, ready, num_done)
             await self._commit()
         await self._say(stream, Done(slots=self._slots, root=self._root))
 
@@ -247,11 +249,21 @@ class Member:
             await self._replica.drop_local()
             self._slots = ()
 
-    async def _train_slots(self, lease: Lease, num_done: int, num_planned: int) -> None:
+    async def _train_slots(self, plan: Round, ready: Ready, num_done: int) -> None:
         """Train, and where the round ends meanwhile keep what has been trained until then."""
+        lease, site = plan.lease_of(self._peer_id), self._site
+        stops: Sequence[int] = ()
+        if site is not None:
+            near = frozenset(map(PeerId, ready.near))
+            stops = site.begin(plan, near, is_carrying=bool(self._replica.carried))
         training = asyncio.ensure_future(
             self._replica.train(
-                lease.slots, steps=lease.steps, num_done=num_done, num_planned=num_planned
+                lease.slots,
+                steps=lease.steps,
+                num_done=num_done,
+                num_planned=plan.num_steps,
+                stops=stops,
+                mix=site.mix if site is not None and stops else None,
             )
         )
         try:
@@ -262,6 +274,9 @@ class Member:
             raise
         except WorkLost:
             pass  # `_outlast` says so
+        finally:
+            if site is not None:
+                site.leave()
         await self._outlast(training)
 
     async def _outlast(self, training: asyncio.Future[Ranges]) -> None:

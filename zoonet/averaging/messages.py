@@ -38,12 +38,13 @@ class Lease(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What a round hands to a member: data slots, and how many of them it is to contribute.
 
     With the others it goes on while the round is averaged; they are leased to it again in the
-    next round.
+    next round. Members of the same `site` may average among themselves within the round.
     """
 
     peer: Peer
     slots: Slots
     steps: Natural
+    site: Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)] = 0
 
 
 Leases = Annotated[tuple[Lease, ...], Meta(max_length=MAX_MEMBERS)]
@@ -54,7 +55,7 @@ Shares = Annotated[tuple[Share, ...], Meta(max_length=MAX_MEMBERS)]
 class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The coordinator's plan of one round: who trains which slots, and who joins."""
 
-    KIND: ClassVar[str] = "round/2"
+    KIND: ClassVar[str] = "round/3"
     MAX_BYTES: ClassVar[int] = 64 * 1024
     MAX_LIFETIME_S: ClassVar[float] = 24 * 3600.0
 

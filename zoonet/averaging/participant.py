@@ -25,6 +25,7 @@ from zoonet.averaging.outside import Outside
 from zoonet.averaging.replica import Replica
 from zoonet.averaging.rivals import Rivals
 from zoonet.averaging.roll_call import RollCall
+from zoonet.averaging.site_mean import SiteMean
 from zoonet.averaging.suspects import Suspects
 from zoonet.averaging.turns import Turns
 from zoonet.averaging.votes import Votes
@@ -55,6 +56,7 @@ class Participant:
         averager: Averager,
         config: RoundsConfig,
         events: ParticipantEvents,
+        site: SiteMean | None = None,
     ) -> None:
         self._me = identity.peer_id
         self._config = config
@@ -68,6 +70,7 @@ class Participant:
             config=config,
             events=events,
             errands=self._errands,
+            site=site,
         )
         self._growth = growth = Growth(gear, chain, self._on_head)
         self._look_until = 0.0  # until then a job is not founded before all chains are looked at

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from zoonet.exact import Vector
 from zoonet.ranges import Ranges
 
 STATE_CHUNK_BYTES = 1024 * 1024
+
+Mix = Callable[[int, Vector], Awaitable[bool]]
 
 
 class Replica(Protocol):
@@ -42,13 +45,26 @@ class Replica(Protocol):
         """Slots of local work: trained, and in no certified round yet, as last told of."""
         ...
 
-    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
+    async def train(
+        self,
+        slots: Ranges,
+        *,
+        steps: int,
+        num_done: int,
+        num_planned: int,
+        stops: Sequence[int] = (),
+        mix: Mix | None = None,
+    ) -> Ranges:
         """Return `carried` once it holds `steps` slots; the pseudo-gradient is the work of these.
 
         `slots`, which hold all of `carried`, are what may be trained, in order. Those beyond
         `steps` are trained in the background afterwards. `num_done` slots are certified,
         `num_planned` steps are asked of all members of this round: together they give the position
-        on the learning-rate schedule. Raises WorkLost where the local work is gone, TrainingError
+        on the learning-rate schedule.
+
+        After each of these numbers of steps (`stops`, ascending) `mix` is awaited with that number
+        and theta_local (P,), and may change it in place, which it then says: training goes on from
+        there. `stop` cancels it. Raises WorkLost where the local work is gone, TrainingError
         where the job cannot go on here. Do not cancel it: call `stop` and wait.
         """
         ...

@@ -102,6 +102,7 @@ class TrainingConfig(Section):
     seed: int = 0  # of the initial parameters and of the order of the data
     dynamic_steps: bool = True  # faster peers take more steps a round, slower ones fewer
     ahead: float = 0.0  # times its steps a peer may train on while a round is averaged; 0: it waits
+    site_steps: int = 0  # of inner_steps, between means of peers near each other; 0: there are none
     eval_tokens: int = 16384  # held-out tokens of the evaluation between rounds; 0: all
     eval_interval: int = 1  # rounds from one evaluation to the next
 
@@ -117,6 +118,9 @@ class TrainingConfig(Section):
         self.require("outer_momentum", 0 <= self.outer_momentum < 1, "0 or more, less than 1")
         self.require_between(0, 1000, "weight_decay", "grad_clip")
         self.require_between(0, 8, "ahead")
+        self.require_between(0, 100_000, "site_steps")
+        fits = not (self.ahead and self.site_steps)
+        self.require("site_steps", fits, "0 where training.ahead is more than 0")
         self.require_between(0, (1 << 63) - 1, "seed")
         self.require_between(0, MAX_TOKENS, "eval_tokens")
         self.require_between(1, 1_000_000, "eval_interval")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -27,14 +27,17 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
+from msgspec.structs import replace
 
 from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError, WorkLost
-from zoonet.ranges import Ranges, count, difference, union
+from zoonet.exact import Vector
+from zoonet.ranges import Ranges, count, difference, normalise, take, union
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import OnStep, Trainer
 from zoonet.training.messages import Evaluated, StepDone, Train, Trained
 
 OpenTrainer = Callable[[], AbstractAsyncContextManager[Trainer]]
+Mix = Callable[[int, Vector], Awaitable[bool]]
 
 MAX_FAILURES_IN_A_ROW: Final = 3
 _SPEED_SMOOTHING: Final = 0.5
@@ -68,7 +71,7 @@ class LocalWork:
         self._on_step = on_step
         self._has_inner_state = False
         self._num_failures = 0
-        self._is_stopped = False
+        self._stopped = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._moving: asyncio.Task[None] | None = None
@@ -100,29 +103,68 @@ class LocalWork:
 
     # --- training -----------------------------------------------------------------------------
 
-    async def train(self, slots: Ranges, *, steps: int, schedule: Schedule) -> Trained:
+    async def train(
+        self,
+        slots: Ranges,
+        *,
+        steps: int,
+        schedule: Schedule,
+        stops: Sequence[int] = (),
+        mix: Mix | None = None,
+    ) -> Trained:
         """Train, and leave theta_local in `local_P`; see `zoonet.averaging.Replica.train`.
 
         Raises WorkLost, or TrainingError after too many failures in a row.
         """
         await self.moved()
-        command = Train(
+        pauses = [at for at in stops if count(self.carried) < at < steps] if mix else []
+        parts = []
+        is_changed = False
+        for stop in (*pauses, steps):
+            command = self._command(slots, stop, steps, schedule)
+            parts.append(await self._train(replace(command, takes_local=is_changed)))
+            is_changed = False
+            if self._stopped.is_set() or count(self.carried) < stop:
+                break
+            if mix is not None and stop in pauses:
+                is_changed = await self._mixed(stop, mix)
+        trained = parts[0] if len(parts) == 1 else joined(parts)
+        self._note_speed(count(trained.slots), trained.seconds)
+        return trained
+
+    def _command(self, slots: Ranges, stop: int, steps: int, schedule: Schedule) -> Train:
+        """Train the slots up to `stop` of `steps`; up to the last one, also those beyond."""
+        left = difference(slots, self.carried)
+        if stop < steps:
+            left, _ = take(left, stop - count(self.carried))
+        return Train(
             round=schedule.round,
-            slots=difference(slots, self.carried),
-            steps=0 if self._is_stopped else steps,
+            slots=left,
+            steps=0 if self._stopped.is_set() else stop,
             num_carried=count(self.carried),
             tokens_done=schedule.tokens_done,
-            tokens_planned=schedule.tokens_planned,
+            tokens_planned=schedule.tokens_planned * stop // max(1, steps),
             is_fresh=self.is_fresh,
             has_inner_state=self._has_inner_state,
         )
-        return await self._train(command)
+
+    async def _mixed(self, num_steps: int, mix: Mix) -> bool:
+        """Let others change `local_P`, until `stop` is called; tell whether they have."""
+        mixing = asyncio.ensure_future(mix(num_steps, self._buffers.local_P))
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait({mixing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            mixing.cancel()
+            stopped.cancel()
+            await asyncio.gather(mixing, stopped, return_exceptions=True)
+        return not mixing.cancelled() and mixing.result()
 
     @contextmanager
     def busy(self) -> Iterator[None]:
         """Around everything that a call of `train` does: `stop` shortens it, `wait_idle` waits."""
         self._idle.clear()
-        self._is_stopped = False
+        self._stopped.clear()
         try:
             yield
         finally:
@@ -130,7 +172,7 @@ class LocalWork:
 
     def stop(self) -> None:
         """Let the training under way end early, with what it has."""
-        self._is_stopped = True
+        self._stopped.set()
         if not self._idle.is_set():
             self._stopping = asyncio.ensure_future(self._trainer.stop())
 
@@ -157,7 +199,6 @@ class LocalWork:
         self.is_fresh = False
         self.carried = self._told = union(self.carried, trained.slots)
         self.num_trained = count(self.carried)
-        self._note_speed(count(trained.slots), trained.seconds)
         return trained
 
     def _note_step(self, step: StepDone) -> None:
@@ -238,3 +279,16 @@ class LocalWork:
         except TrainingError as error:
             await self.lose(error)
             return await self._trainer.evaluate(max_tokens)
+
+
+def joined(parts: Sequence[Trained]) -> Trained:
+    """Several answers about the same work, one after the other, as one."""
+    tokens = sum(part.tokens for part in parts)
+    return Trained(
+        round=parts[-1].round,
+        slots=normalise(piece for part in parts for piece in part.slots),
+        loss=sum(part.loss * part.tokens for part in parts) / max(1, tokens),
+        tokens=tokens,
+        seconds=sum(part.seconds for part in parts),
+        idle_s=sum(part.idle_s for part in parts),
+    )

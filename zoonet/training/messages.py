@@ -54,6 +54,7 @@ class Train(Message, frozen=True, kw_only=True, tag="train"):
     tokens_planned: int  # of this round, by all its members: the learning rate moves on by them
     is_fresh: bool  # start from `global_P`, and from nothing trained before
     has_inner_state: bool  # whether `inner_N` holds a state to go on with, where that is fresh
+    takes_local: bool = False  # else first go over to `local_P`, what a site has come to
 
 
 class Merge(Message, frozen=True, kw_only=True, tag="merge"):

@@ -310,6 +310,8 @@ class OwnLoop:
             self._trained = []
             wanted = set(each(command.slots))
             self._in_hand = [slot for slot in self._in_hand if slot in wanted]
+        elif command.takes_local:
+            self._vector.load_(self._buffers.local_P)
         self._command = command
         known = _ranges([*self._trained, *self._in_hand])
         self._queue = deque(each(difference(command.slots, known)))

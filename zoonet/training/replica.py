@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -22,7 +22,7 @@ from zoonet.exact import Vector
 from zoonet.ranges import Ranges
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import Layout
-from zoonet.training.local import LocalWork, OpenTrainer, Schedule
+from zoonet.training.local import LocalWork, Mix, OpenTrainer, Schedule
 from zoonet.training.messages import StepDone
 from zoonet.training.outer import outer_step
 from zoonet.training.state import chunk, chunk_digest, chunk_digests, num_chunks, root_digest
@@ -145,13 +145,24 @@ class TrainingReplica:
         """Measured training speed, 0 while unknown."""
         return self._work.slots_per_s
 
-    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
+    async def train(
+        self,
+        slots: Ranges,
+        *,
+        steps: int,
+        num_done: int,
+        num_planned: int,
+        stops: Sequence[int] = (),
+        mix: Mix | None = None,
+    ) -> Ranges:
         """Train slots on top of the local work; see `zoonet.averaging.Replica.train`."""
         with self._work.busy():
             await self._evaluate_if_due()
             trained = await self._work.train(
                 slots,
                 steps=steps,
+                stops=stops,
+                mix=mix,
                 schedule=Schedule(
                     round=self._num_rounds,
                     tokens_done=num_done * self._tokens_per_slot,

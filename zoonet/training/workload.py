@@ -61,6 +61,8 @@ class Workload:
             self._start_clock()  # what was lost says nothing of the speed
         elif failure is not None:
             raise failure
+        elif command.takes_local:
+            self._session.reload(self._buffers.local_P)
         left = difference(command.slots, self._told())
         self._command = command
         self._slots = each(left)

@@ -6,6 +6,7 @@ P = values of the vector
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from blake3 import blake3
 
 from experiments.testbed import vectors
 from zoonet.averaging import STATE_CHUNK_BYTES, root_of
+from zoonet.averaging.replica import Mix
 from zoonet.exact import Vector
 from zoonet.ranges import Ranges, count
 
@@ -44,7 +46,16 @@ class GatedReplica:
         """The next round waits."""
         self._gate.clear()
 
-    async def train(self, slots: Ranges, *, steps: int, num_done: int, num_planned: int) -> Ranges:
+    async def train(
+        self,
+        slots: Ranges,
+        *,
+        steps: int,
+        num_done: int,
+        num_planned: int,
+        stops: Sequence[int] = (),
+        mix: Mix | None = None,
+    ) -> Ranges:
         self.num_trained = 0
         self.arrived.set()
         await self._gate.wait()

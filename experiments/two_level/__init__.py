@@ -1,0 +1,1 @@
+"""Peers of a site that average often, and sites that average rarely."""
