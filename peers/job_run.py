@@ -33,11 +33,13 @@ from zoonet.config import PreparedJob, decode, num_slots, tokens_per_slot
 from zoonet.crypto import PeerId, short
 from zoonet.errors import ConfigError, ShardUnavailable, TransportError
 from zoonet.jobs.reporter import MAX_FIGURE, Reporter, Status
+from zoonet.ranges import Ranges, count, difference, listed
 from zoonet.records import JobRecord, JobResult, Progress, Signed, job_topic, sign
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import to_safetensors
 from zoonet.training.handle import Trainer
 from zoonet.training.messages import Start, StepDone
+from zoonet.training.order import SampleOrder
 from zoonet.training.replica import Evaluation, ReplicaEvents, TrainingReplica
 
 RESULT_LIFETIME_S: Final = 7 * 24 * 3600.0
@@ -88,6 +90,7 @@ class JobRun:
         self._tokens_per_slot = 1
         self._evaluations = Evaluations()
         self._cancelled = asyncio.Event()
+        self._skipped: Ranges = ()
 
     async def run(self, check: Callable[[PreparedJob], str]) -> None:
         """Take part until the job's end and publish the model.
@@ -342,11 +345,36 @@ class JobRun:
         self.status.num_tokens = chain.num_done * self._tokens_per_slot
         self.status.num_members = len(result.members)
         self.status.num_contributors = len(result.contributions)
+        self._note_skipped(chain)
         self._reporter.say()
         num_rounds = result.index + 1
         is_due = num_rounds % self._prepared.training.eval_interval == 0
         if is_due and evaluator_of(result) == self._node.peer_id and not chain.is_finished:
             self._replica.evaluate_before_next_round(num_rounds)
+
+    def _note_skipped(self, chain: Chain) -> None:
+        """Say which data the job goes on without, and where in the file it lies."""
+        new = difference(chain.skipped, self._skipped)
+        if not new:
+            return
+        self._skipped = chain.skipped
+        prepared = self._prepared
+        data, training = prepared.data, prepared.training
+        order = SampleOrder(data.num_train_tokens, prepared.model.context, training.seed)
+        slot = new[-1][0]
+        places = order.slot_starts(slot, training.batch_size) * data.token_bytes
+        log.warning(
+            "job=%s goes on without slot=%d, the samples of %d bytes at %s of its training data",
+            self._job_id,
+            slot,
+            (prepared.model.context + 1) * data.token_bytes,
+            places.tolist(),
+        )
+        some = ", ".join(map(str, places[:4].tolist())) + (" ..." if places.size > 4 else "")
+        self.status.note = (
+            f"{count(chain.skipped)} data slots skipped, nobody could train them: "
+            f"{listed(chain.skipped)[:60]}; the last begins at bytes {some} of the training data"
+        )
 
     # --- the model ----------------------------------------------------------------------------
 

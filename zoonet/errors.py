@@ -22,7 +22,8 @@
      ├ JobEnded            the submitter learns that there will be no model
      └ TrainingError       stop this job on this peer
         ├ WorkLost         this round's local work is lost, the job goes on
-        │  └ NonFiniteLoss the loss became NaN or infinite
+        │  ├ NonFiniteLoss the loss became NaN or infinite
+        │  └ UnreadableSlot a data slot cannot be read, or is not what the job says
         └ OutOfDeviceMemory
 """
 
@@ -141,11 +142,22 @@ class TrainingError(ZoonetError):
 
 
 class WorkLost(TrainingError):
-    """The local work of this round is lost; the peer goes on with the next one."""
+    """The local work of this round is lost; the peer goes on with the next one.
+
+    `slots` are the data slots (as `zoonet.ranges`) that it was lost on, where they are known.
+    """
+
+    def __init__(self, message: str, *, slots: tuple[tuple[int, int], ...] = ()) -> None:
+        super().__init__(message)
+        self.slots = slots
 
 
 class NonFiniteLoss(WorkLost):
-    """The training loss became NaN or infinite."""
+    """The training loss, or its gradient, became NaN or infinite."""
+
+
+class UnreadableSlot(WorkLost):
+    """A data slot cannot be read from the local disk, or is not what the job says."""
 
 
 class OutOfDeviceMemory(TrainingError):

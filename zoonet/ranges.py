@@ -40,6 +40,12 @@ def count(ranges: Iterable[Range]) -> int:
     return sum(stop - start for start, stop in ranges)
 
 
+def listed(ranges: Iterable[Range]) -> str:
+    """The integers in words, for people: `3, 7-9`."""
+    ends = [(start, stop - 1) for start, stop in normalise(ranges)]
+    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in ends)
+
+
 def union(left: Iterable[Range], right: Iterable[Range]) -> Ranges:
     """Integers in either."""
     return normalise((*left, *right))

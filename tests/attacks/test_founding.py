@@ -145,10 +145,11 @@ def test_founders_that_are_invented_all_the_time_cost_seconds() -> None:
 
         inventing = asyncio.create_task(invent())
         await swarm.until(lambda: len(ada.chain) >= 1)
+        took_s = asyncio.get_running_loop().time()
         inventing.cancel()
         for name in HONEST:
             await swarm.kill(name)
-        return asyncio.get_running_loop().time()
+        return took_s
 
     assert run(main()) < 10
 

@@ -58,6 +58,7 @@ class CountingReplica:
         self.is_released = False  # the peer has let go of the finished job's state
         self.commit_s = 0.0  # a large model takes a while to be swapped in
         self.fails = 0
+        self.bad: set[int] = set()  # slots that give no loss here
         self._staged: tuple[bytes, np.ndarray] | None = None
         self._previous: np.ndarray | None = None
         self._stop = asyncio.Event()
@@ -125,12 +126,14 @@ class CountingReplica:
         while self.is_stuck and not self._stop.is_set():
             await asyncio.sleep(1.0)
         slot = todo.popleft()
+        if slot in self.bad:
+            raise NonFiniteLoss("the loss became nan", slots=((slot, slot + 1),))
         self.ahead_P -= np.random.default_rng(slot).random(NUM_PARAMETERS, np.float32)
         self.trained.append(slot)
         self._since.append(slot)
 
     async def _go_on(self, todo: deque[int]) -> None:
-        while todo:
+        while todo and todo[0] not in self.bad:
             await self._step(todo)
 
     async def _rest(self) -> None:
@@ -319,10 +322,10 @@ class Swarm:
             await peer.close()
             await self.memory.transports[peer.peer_id].close()
 
-    async def until(self, condition, *, within_s: float = 600.0) -> None:
+    async def until(self, condition, *, within_s: float = 600.0, step_s: float = 0.05) -> None:
         async with asyncio.timeout(within_s):
             while not condition():
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(step_s)
 
     async def finish(self, *, within_s: float = 3600.0) -> None:
         """Wait until every live peer has the whole job certified."""

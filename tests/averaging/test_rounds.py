@@ -239,7 +239,10 @@ def test_joiners_that_vanish_before_their_first_round_cost_no_turn() -> None:
         for number in range(8):
             eve = await swarm.add(f"eve{number}")
             swarm.start(f"eve{number}")
-            await swarm.until(lambda one=eve: one.peer_id in swarm.peers["ada"].chain.roster)
+            await swarm.until(
+                lambda one=eve: one.peer_id in swarm.peers["ada"].chain.roster,
+                step_s=1e-3,  # before the next round is planned with it
+            )
             await swarm.kill(f"eve{number}")
         await swarm.finish()
         return swarm

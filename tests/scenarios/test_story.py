@@ -6,7 +6,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace as replace_in
 
+from peers.node import Node
 from peers.worker import NUM_ANSWERED_FOR
 from tests.scenarios.memory_job import (
     Story,
@@ -17,12 +19,14 @@ from tests.scenarios.memory_job import (
     until_final,
     until_rounds,
 )
-from zoonet.blocks import read_bytes
+from zoonet.blocks import put_bytes, read_bytes
+from zoonet.config import PreparedJob
 from zoonet.config.prepared import num_slots
 from zoonet.errors import PeerUnreachable
 from zoonet.testing import run
 from zoonet.training.export import from_safetensors
 from zoonet.training.models import layout_of
+from zoonet.training.order import SampleOrder
 
 
 def test_strangers_train_a_submitted_job_and_hand_back_the_model(tmp_path: Path) -> None:
@@ -187,3 +191,44 @@ def test_a_worker_answers_for_the_last_jobs_that_it_finished_and_for_no_others(
         await story.close()
 
     run(main())
+
+
+def test_a_slot_that_nobody_can_read_is_skipped_and_named(tmp_path: Path) -> None:
+    """The submitter's file has one byte that is no token of its vocabulary."""
+
+    async def main() -> None:
+        story = Story(tmp_path)
+        for name in ("ada", "bob", "cyd"):
+            await story.add(name)
+        submitter = await story.node("sue")
+        prepared, place = spoiled(submitter, prepare(submitter, tokens=2560), slot=17)
+        job_id = await submit(submitter, prepared)
+        view = await until_final(submitter, job_id)
+        assert view.phase == "finished"
+        links = await certificates_of(submitter, view)
+        done = [
+            slot
+            for link in links
+            for share in link.result.contributions
+            for start, stop in share.slots
+            for slot in range(start, stop)
+        ]
+        assert sorted(done) == [slot for slot in range(40) if slot != 17]
+        assert view.num_tokens == 39 * 64
+        for peer in view.peers:
+            assert "1 data slots skipped, nobody could train them: 17;" in peer.note
+            assert str(place) in peer.note
+        await story.close()
+
+    run(main())
+
+
+def spoiled(node: Node, prepared: PreparedJob, *, slot: int) -> tuple[PreparedJob, int]:
+    """The job with a byte of that slot's first sample spoiled, and where this sample begins."""
+    data, store = prepared.data, node.exchange.store
+    tokens = bytearray(read_bytes(store, data.train_cid))
+    order = SampleOrder(len(tokens), prepared.model.context, prepared.training.seed)
+    place = int(order.slot_starts(slot, prepared.training.batch_size)[0])
+    tokens[place + 3] = 255
+    cid = put_bytes(store, bytes(tokens))
+    return replace_in(prepared, data=replace_in(data, train_cid=cid)), place

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from zoonet import config
-from zoonet.errors import ConfigError, NonFiniteLoss, TrainingError
+from zoonet.errors import ConfigError, NonFiniteLoss, UnreadableSlot
 from zoonet.training.inner import learning_rate
 from zoonet.training.messages import Sample, Train
 from zoonet.training.session import TrainingSession, each, pick_device, position
@@ -118,12 +119,37 @@ def test_a_job_whose_model_is_not_what_it_promises_is_refused(job: Any) -> None:
         TrainingSession(start)
 
 
-def test_tokens_outside_the_vocabulary_stop_the_job(job: Any) -> None:
+def test_tokens_outside_the_vocabulary_make_a_slot_unreadable(job: Any) -> None:
     Path(job.start.train_path).write_bytes(b"\xff" * 1000)
     with TrainingSession(job.start) as session:
         session.begin(job.initial_P, None)
-        with pytest.raises(TrainingError, match="outside the vocabulary"):
+        with pytest.raises(
+            UnreadableSlot, match=r"data slot 3: .*outside the vocabulary"
+        ) as caught:
+            session.step(3, 0.0)
+    assert caught.value.slots == ((3, 4),)
+
+
+def test_a_file_that_was_cut_short_makes_a_slot_unreadable_and_is_no_crash(job: Any) -> None:
+    path = Path(job.start.train_path)
+    with TrainingSession(job.start) as session:
+        session.begin(job.initial_P, None)
+        os.truncate(path, 100)
+        with pytest.raises(UnreadableSlot, match="ends within"):
             session.step(0, 0.0)
+
+
+def test_a_loss_that_is_no_number_names_the_first_slot_that_gave_none(job: Any) -> None:
+    with TrainingSession(job.start) as session:
+        session.begin(job.initial_P, None)
+        for slot in range(8):
+            if slot == 5:
+                session.shift(np.full_like(job.initial_P, 1e30))
+            session.step(slot, 0.5)
+        with pytest.raises(NonFiniteLoss, match="data slot 5") as caught:
+            session.take_loss()
+        assert caught.value.slots == ((5, 6),)
+        round_of(session, job, range(2))  # a later round is not poisoned
 
 
 def test_an_unknown_device_is_named() -> None:

@@ -41,13 +41,19 @@ class Attendance:
     async def follow(self, coordinator: PeerId, head: bytes) -> None:
         """Follow the coordinator until the chain has grown. Raises what ended it before."""
         member = Member(
-            self._gear.me,
+            self._gear.identity,
             self._gear.clock,
             self._gear.config,
             self._gear.replica,
             self._gear.averager,
-            MemberEvents(partial(self._on_plan, coordinator), self._on_phase, self._on_staged),
+            MemberEvents(
+                partial(self._on_plan, coordinator),
+                self._on_phase,
+                self._on_staged,
+                self._growth.note_failed,
+            ),
             self._gear.site,
+            self._growth.failed,
         )
         chain = self._growth.chain
         links = self._gear.averager.own_links()

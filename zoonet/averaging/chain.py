@@ -13,14 +13,17 @@ from typing import Final
 
 from zoonet.averaging.certificates import Certificates, Heads
 from zoonet.averaging.messages import (
+    MAX_FAILED,
     MAX_RANGES,
     Certificate,
+    Failure,
     Lease,
     RoundResult,
     Share,
     Vote,
 )
 from zoonet.averaging.plan import MAX_MEMBERS
+from zoonet.averaging.poison import Poison
 from zoonet.crypto import PeerId, is_peer_id, sha256
 from zoonet.errors import ProtocolViolation
 from zoonet.ranges import Ranges, count, difference, is_normal, normalise, overlaps, union
@@ -55,6 +58,10 @@ class Chain:
     certificates: Certificates = field(default_factory=Certificates)
     heads: Heads = field(default_factory=Heads)
     done: Ranges = ()
+    poison: Poison = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.poison = Poison(self.num_slots)
 
     def __len__(self) -> int:
         return len(self.certificates)
@@ -93,33 +100,66 @@ class Chain:
 
     @property
     def num_done(self) -> int:
-        """Certified slots."""
+        """Certified slots that were trained."""
         return count(self.done)
 
     @property
+    def skipped(self) -> Ranges:
+        """Slots that could not be trained and are left out of the job."""
+        return self.poison.skipped
+
+    @property
     def free(self) -> Ranges:
-        """Slots that no certified round holds."""
-        return difference(((0, self.num_slots),), self.done)
+        """Slots that no certified round holds, but for those that are skipped."""
+        return difference(((0, self.num_slots),), (*self.done, *self.skipped))
+
+    @property
+    def trainable(self) -> Ranges:
+        """Free slots that are worth another try."""
+        return difference(self.free, self.poison.condemned)
 
     @property
     def is_finished(self) -> bool:
-        """Tell whether every slot is certified."""
-        return self.num_done >= self.num_slots
+        """Tell whether every slot is certified or skipped."""
+        return self.num_done + count(self.skipped) >= self.num_slots
+
+    @property
+    def is_stuck(self) -> bool:
+        """Tell whether all that is left cannot be trained, and is too much to be skipped."""
+        return not self.is_finished and not self.trainable
 
     def check_result(self, result: RoundResult) -> None:
-        """Raise ProtocolViolation where the result cannot follow this chain's head."""
+        """Raise ProtocolViolation where the result cannot follow this chain's head.
+
+        A round in which nobody could train anything says so, and leaves the state as it is.
+        """
         if result.job_id != self.job_id:
             raise ProtocolViolation("", "a round of another job")
         if result.index != len(self) or result.parent != self.head:
             raise ProtocolViolation("", f"round {result.index} does not follow this chain")
         self.check_members(result.members, result.joiners)
         peers = [share.peer for share in result.contributions]
-        if not peers or peers != sorted(set(peers)) or not set(peers) <= set(result.members):
+        has_any = bool(peers or result.failures)
+        if not has_any or peers != sorted(set(peers)) or not set(peers) <= set(result.members):
             raise ProtocolViolation("", "contributions that are not those of members")
+        if not peers and self.last is not None and result.state != self.last.state:
+            raise ProtocolViolation("", "a state that nobody has contributed to")
         for share in result.contributions:
             if not share.slots:
                 raise ProtocolViolation(share.peer, "a contribution without slots")
-        self.check_shares(result.contributions)
+        self.check_shares((*result.contributions, *result.failures))
+        self.check_failures(result.failures, result.members)
+
+    def check_failures(self, failures: Sequence[Failure], members: Sequence[str]) -> None:
+        """Raise ProtocolViolation unless each is a member's own word about this round."""
+        peers = [failure.peer for failure in failures]
+        if peers != sorted(set(peers)) or not set(peers) <= set(members):
+            raise ProtocolViolation("", "failures that are not those of members")
+        for failure in failures:
+            if not 0 < count(failure.slots) <= MAX_FAILED:
+                raise ProtocolViolation(failure.peer, "a failure on no slot, or on too many")
+            if not failure.is_of(self.job_id, self.head):
+                raise ProtocolViolation(failure.peer, "a failure that it has not signed")
 
     def check_members(self, members: Sequence[str], joiners: Sequence[str]) -> None:
         """Raise ProtocolViolation for peers who cannot make up the next round."""
@@ -134,7 +174,7 @@ class Chain:
         if not all(is_peer_id(peer) for peer in (*members, *joiners)):
             raise ProtocolViolation("", "members or joiners that are no peers")
 
-    def check_shares(self, shares: Sequence[Share | Lease]) -> None:
+    def check_shares(self, shares: Sequence[Share | Lease | Failure]) -> None:
         """Raise ProtocolViolation where the slots are not free, each in one share at most."""
         if sum(len(share.slots) for share in shares) > MAX_RANGES:
             raise ProtocolViolation("", "shares in too many pieces")
@@ -146,8 +186,8 @@ class Chain:
         slots = normalise(piece for share in shares for piece in share.slots)
         if count(slots) != sum(count(share.slots) for share in shares):
             raise ProtocolViolation("", "a slot that is in two shares")
-        if overlaps(self.done, slots):
-            raise ProtocolViolation("", "slots that are done already")
+        if overlaps(self.done, slots) or overlaps(self.skipped, slots):
+            raise ProtocolViolation("", "slots that are done already, or skipped")
 
     def check(self, certificate: Certificate) -> None:
         """Raise ProtocolViolation where the certificate cannot be the chain's next link."""
@@ -167,7 +207,11 @@ class Chain:
         self.check(certificate)
         self.certificates.append(certificate)
         self.heads.append(certificate.result.digest())
-        self.done = union(self.done, _slots_of(certificate))
+        done = _slots_of(certificate)
+        self.done = union(self.done, done)
+        result = certificate.result
+        self.poison.note(result.index, result.failures, num_members=len(result.members))
+        self.poison.forget(done)
 
     def head_at(self, length: int) -> bytes:
         """The head that this chain had when it was that long."""
@@ -176,13 +220,15 @@ class Chain:
     def copy_until(self, length: int) -> Chain:
         """A chain with the first `length` links of this one."""
         later = (self.certificates[index] for index in range(length, len(self)))
-        return Chain(
+        chain = Chain(
             self.job_id,
             self.num_slots,
             self.certificates.until(length),
             self.heads.until(length),
             difference(self.done, [piece for link in later for piece in _slots_of(link)]),
         )
+        chain.poison = self.poison.until(length, chain.done)
+        return chain
 
 
 def longer(chain: Chain, links: Iterable[Certificate]) -> Chain:
@@ -202,6 +248,8 @@ def idlers(chain: Chain, *, num_rounds: int, num_needed: int) -> set[PeerId]:
     if len(links) < num_rounds or count(chain.free) < num_needed:
         return set()
     members = set.intersection(*(set(link.result.members) for link in links))
+    if not all(link.result.contributions for link in links):
+        return set()  # there was nothing that anybody could train
     busy = {share.peer for link in links for share in link.result.contributions}
     return {PeerId(peer) for peer in members - busy}
 

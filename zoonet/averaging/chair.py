@@ -155,10 +155,11 @@ class Chair:
             view=view,
             parent=chain.head,
             roster=chain.roster,
-            free=chain.free,
+            free=chain.trainable,
             num_parameters=self._num_parameters,
             suspects=self._suspects.at(self._now()) - {self._me},
             leased=self._leased(),
+            failed=chain.poison.by_peer,
         )
         self._seat = Coordinator(
             self._identity, self._clock, self._config, seat, self._gather_timeout, self._applicants

@@ -17,10 +17,10 @@ from zoonet.averaging.blame import Pair, differing, to_leave_out
 from zoonet.averaging.chain import has_quorum, share_of
 from zoonet.averaging.config import Patience
 from zoonet.averaging.links import PeerLinks
-from zoonet.averaging.messages import Attempt, Round, Share, Voted
-from zoonet.averaging.plan import givers_in, repair
+from zoonet.averaging.messages import Attempt, Failure, Round, Share, Voted
+from zoonet.averaging.plan import Plan, givers_in, repair
 from zoonet.averaging.planner import make_plan
-from zoonet.averaging.rules import SPARE_ATTEMPTS
+from zoonet.averaging.rules import SPARE_ATTEMPTS, is_failure_in
 from zoonet.crypto import PeerId
 from zoonet.ranges import Ranges, difference, is_normal
 
@@ -75,6 +75,7 @@ class Conductor:
     links: Mapping[PeerId, PeerLinks] = field(default_factory=dict)
     done: dict[PeerId, Ranges] = field(default_factory=dict)
     roots: dict[PeerId, bytes] = field(default_factory=dict)
+    failures: dict[PeerId, Failure] = field(default_factory=dict)
     done_after_s: dict[PeerId, float] = field(default_factory=dict)
     lost: set[PeerId] = field(default_factory=set)
     quiet: frozenset[PeerId] = frozenset()  # of whom the coordinator misses beats itself
@@ -93,7 +94,14 @@ class Conductor:
 
     # --- events -------------------------------------------------------------------------------
 
-    def on_done(self, peer: PeerId, slots: Ranges, root: bytes, now: float) -> list[Order]:
+    def on_done(
+        self,
+        peer: PeerId,
+        slots: Ranges,
+        root: bytes,
+        now: float,
+        failure: Failure | None = None,
+    ) -> list[Order]:
         """A member's pseudo-gradient is complete. Slots that were not leased to it are ignored."""
         leased = self.round.slots_of(peer)
         if peer not in self.round.members or peer in self.done:
@@ -105,6 +113,12 @@ class Conductor:
             self.done_after_s[peer] = now - self.started
         self.done[peer] = slots
         self.roots[peer] = root
+        if (
+            failure is not None
+            and self.attempt is None
+            and is_failure_in(failure, self.round, slots)
+        ):
+            self.failures[peer] = failure
         return self.on_time(now)
 
     def on_lost(self, peer: PeerId, now: float) -> list[Order]:
@@ -270,7 +284,7 @@ class Conductor:
             # Who has been left out does not come back: others may have its roles.
             before = {share.peer for share in self.attempt.contributions}
             contributions = tuple(share for share in contributions if share.peer in before)
-        if not contributions:
+        if not contributions and (self.attempt is not None or not self.failures):
             return [GiveUp("nobody is left who contributes")]
         number = 0 if self.attempt is None else self.attempt.number + 1
         if number >= len(self.round.members) + SPARE_ATTEMPTS:
@@ -294,8 +308,10 @@ class Conductor:
     def _make_attempt(self, number: int, contributions: tuple[Share, ...]) -> Attempt:
         contributors = [PeerId(share.peer) for share in contributions]
         former: tuple[Share, ...] = ()
-        if self.attempt is None:
-            everyone = sorted({*self.round.members, *map(PeerId, self.round.joiners)})
+        everyone = sorted({*self.round.members, *map(PeerId, self.round.joiners)})
+        if not contributors:
+            plan = Plan(tuple(everyone), (tuple(range(len(everyone))),), ())
+        elif self.attempt is None:
             plan = make_plan(contributors, everyone, self.links, self.num_values)
         else:
             gone = [one for one in self.attempt.contributions if one.peer not in contributors]
@@ -312,4 +328,5 @@ class Conductor:
             roots=tuple(self.roots[peer] for peer in contributors),
             plan=plan,
             former=former,
+            failures=tuple(self.failures[peer] for peer in sorted(self.failures)),
         )

@@ -66,6 +66,7 @@ class RoundSeat:
     num_parameters: int
     suspects: frozenset[PeerId] = frozenset()  # not to be planned with
     leased: Mapping[PeerId, Ranges] = field(default_factory=dict)  # in earlier plans, as seen here
+    failed: Mapping[PeerId, Ranges] = field(default_factory=dict)  # slots that peers cannot train
 
 
 class Coordinator:
@@ -217,6 +218,7 @@ class Coordinator:
             is_dynamic=self._config.is_dynamic,
             ahead=self._config.ahead,
             known=self.seat.leased,
+            failed=self.seat.failed,
         )
         if self._config.site_steps:
             near = {peer: self._followers[peer].links.near for peer in members}
@@ -374,8 +376,10 @@ class Coordinator:
         now = self._now()
         conductor.quiet = self._quiet()
         match message:
-            case Done(slots=slots, root=root):
-                return conductor.on_done(peer, slots, root, now)
+            case Done(slots=slots, root=root, failure=failure):
+                if failure is not None and failure.peer != peer:
+                    raise ProtocolViolation(peer, "somebody else's failure")
+                return conductor.on_done(peer, slots, root, now, failure)
             case Failed(number=number, missing=missing):
                 names = [short(name) for name in missing]
                 log.info("attempt=%d failed at peer=%s missing=%s", number, short(peer), names)

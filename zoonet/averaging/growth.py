@@ -18,7 +18,7 @@ from zoonet.averaging.rules import follows
 from zoonet.averaging.state_sync import StateSync
 from zoonet.crypto import PeerId
 from zoonet.errors import ShardUnavailable
-from zoonet.ranges import Ranges, difference, overlaps
+from zoonet.ranges import Ranges, difference, listed, overlaps, union
 
 PLAN_S: Final = 45.0  # for a plan; a coordinator gathers for 30 s at most
 MINORITY_S: Final = 60.0  # before a round is believed in that most of the roster has no part in
@@ -38,6 +38,7 @@ class Growth:
     def __init__(self, gear: Gear, chain: Chain, on_head: Callable[[], None]) -> None:
         self.chain = chain
         self._leased: Ranges = ()  # to this peer by the last plan that it took part in
+        self.failed: Ranges = ()  # slots that it could not train, since the last certified round
         self.plan: Round | None = None  # of the round that this peer takes part in
         self.is_averaging = False
         self.grown = asyncio.Condition()  # told when chain and replica agree about a new head
@@ -70,7 +71,13 @@ class Growth:
 
     def claim(self) -> Ranges:
         """Slots that were leased to this peer, and which it may have trained already."""
-        return difference(self._leased, self.chain.done)
+        failed = self.chain.poison.by_peer.get(self._gear.me, ())
+        gone = (*self.chain.done, *self.chain.skipped, *self.chain.poison.condemned, *failed)
+        return difference(self._leased, gone)
+
+    def note_failed(self, slots: Ranges) -> None:
+        """These slots cannot be trained here: no use to try again before others have."""
+        self.failed = union(self.failed, slots)
 
     def leave_round(self) -> None:
         """It does so no longer."""
@@ -114,7 +121,10 @@ class Growth:
         async with self._extending:
             if certificate.result.parent != self.chain.head:
                 return
+            skipped = self.chain.skipped
             self.chain.extend(certificate)
+            if new := difference(self.chain.skipped, skipped):
+                log.warning("skipped slots=%s: two tries at each have failed", listed(new))
             self._turn_to_head()
             await self._apply(certificate.result)
             await self._tell_growth()
@@ -162,6 +172,7 @@ class Growth:
         if self.plan is not None:
             self._round_timeout.observe(self._now() - self._planned_at)
         self.grew_at = self._now()
+        self.failed = ()
         self._on_head()
 
     async def _tell_growth(self) -> None:

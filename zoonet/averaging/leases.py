@@ -50,6 +50,7 @@ def lease(
     is_dynamic: bool = True,
     ahead: float = 0.0,
     known: Mapping[PeerId, Ranges] | None = None,
+    failed: Mapping[PeerId, Ranges] | None = None,
 ) -> tuple[Lease, ...]:
     """Hand out slots to members, in the order of their ids.
 
@@ -58,12 +59,14 @@ def lease(
     where nobody else has a better claim. `known` says which slots the coordinator has seen leased
     to whom before: that claim is the better one, and of two who merely say so neither gets them.
     What was leased to peers that are not here comes last: they may come back with it trained.
+    Slots that a member has `failed` on are for another one, unless it is alone.
     Towards the end of the job what is left is shared out in the same proportions.
     """
     speeds = {peer: members[peer].slots_per_s for peer in sorted(members)}
     steps = local_steps(speeds, inner_steps, is_dynamic=is_dynamic)
     pieces = max(1, MAX_RANGES // max(1, len(members)))
-    claims = {peer: members[peer].leased for peer in speeds}
+    shunned = failed or {} if len(members) > 1 else {}
+    claims = {peer: difference(members[peer].leased, shunned.get(peer, ())) for peer in speeds}
     most = most_slots(inner_steps, ahead)
     kept = _settle(claims, free, known or {}, most, pieces // 2)
     free = difference(free, (piece for slots in kept.values() for piece in slots))
@@ -72,10 +75,11 @@ def lease(
     new = {peer: max(0, math.ceil(steps[peer] * (1 + ahead)) - count(kept[peer])) for peer in steps}
     if sum(new.values()) > count(fresh):
         fresh = free
-        new = _fit(new, count(fresh))
+        most_new = {peer: count(difference(fresh, shunned.get(peer, ()))) for peer in new}
+        new = _fit({peer: min(num, most_new[peer]) for peer, num in new.items()}, count(fresh))
     leases = []
     for peer in speeds:
-        taken, _ = take(fresh, new[peer])
+        taken, _ = take(difference(fresh, shunned.get(peer, ())), new[peer])
         taken = taken[: pieces - len(kept[peer])]
         fresh = difference(fresh, taken)
         slots = union(kept[peer], taken)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 from msgspec import msgpack
@@ -14,6 +15,7 @@ from zoonet.averaging.allreduce import AttemptFailed, Averager
 from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.messages import (
+    MAX_FAILED,
     MESSAGE_BYTES,
     Attempt,
     Beat,
@@ -25,6 +27,7 @@ from zoonet.averaging.messages import (
     Failed,
     FromCoordinator,
     FromMember,
+    Lease,
     Planned,
     Ready,
     Round,
@@ -34,16 +37,19 @@ from zoonet.averaging.messages import (
     Stop,
     Voted,
     decode_from_coordinator,
+    report_failure,
 )
 from zoonet.averaging.replica import Replica
 from zoonet.averaging.rules import check_attempt, check_plan
 from zoonet.averaging.site_mean import SiteMean
 from zoonet.clock import Clock
-from zoonet.crypto import PeerId, short
+from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import PeerTimeout, ProtocolViolation, RoundFailed, WorkLost
-from zoonet.ranges import Ranges, count, difference, union
+from zoonet.ranges import Ranges, count, difference, overlaps, take, union
 from zoonet.records import verify
 from zoonet.transport import Stream
+
+MAX_TRIES: Final = 3  # at a round's work, each without the slots that the one before failed on
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +85,7 @@ class MemberEvents:
     on_plan: Callable[[Round, bytes], Awaitable[None]]  # bring the replica to the parent state
     on_phase: Callable[[str], None]
     on_staged: Callable[[RoundResult], Awaitable[None]]  # vote for it
+    on_failed: Callable[[Ranges], None]  # data slots that cannot be trained here
 
 
 class Member:
@@ -86,15 +93,17 @@ class Member:
 
     def __init__(
         self,
-        peer_id: PeerId,
+        identity: Identity,
         clock: Clock,
         config: RoundsConfig,
         replica: Replica,
         averager: Averager,
         events: MemberEvents,
         site: SiteMean | None = None,
+        failed: Ranges = (),
     ) -> None:
-        self._peer_id = peer_id
+        self._identity = identity
+        self._peer_id = identity.peer_id
         self._clock = clock
         self._config = config
         self._replica = replica
@@ -106,6 +115,8 @@ class Member:
         self._explained = -1  # the newest attempt whose slices were told
         self._slots: Ranges = ()  # that this peer has reported to have done
         self._root = bytes(32)  # of what it has committed to
+        self._failed = failed  # that cannot be trained here, as this round has shown
+        self._is_stopped = False
         self._lock = asyncio.Lock()
         self.plan: Round | None = None
         self.record = b""  # the plan as its coordinator signed it
@@ -190,6 +201,7 @@ class Member:
         while True:
             match await self._hear(stream):
                 case Stop():
+                    self._is_stopped = True
                     self._replica.stop()
                 case Start(attempt=attempt):
                     self._check_attempt(attempt, stream.peer_id)
@@ -233,9 +245,40 @@ class Member:
             await self._replica.drop_local()
         if lease.slots:
             self._events.on_phase("training")
-            await self._train_slots(self.plan, ready, num_done)
+            await self._train_what_can_be(self.plan, ready, num_done)
             await self._commit()
-        await self._say(stream, Done(slots=self._slots, root=self._root))
+        await self._say(stream, self._done(lease))
+
+    def _done(self, lease: Lease) -> Done:
+        failed, _ = take(
+            difference(self._failed, difference(self._failed, lease.slots)), MAX_FAILED
+        )
+        if not failed:
+            return Done(slots=self._slots, root=self._root)
+        assert self.plan is not None
+        failure = report_failure(self._identity, self.plan.job_id, self.plan.parent, failed)
+        return Done(slots=self._slots, root=self._root, failure=failure)
+
+    async def _train_what_can_be(self, plan: Round, ready: Ready, num_done: int) -> None:
+        """Train; roll back and train again without the slots that it failed on."""
+        lease, site = plan.lease_of(self._peer_id), self._site
+        stops: Sequence[int] = ()
+        if site is not None:
+            near = frozenset(map(PeerId, ready.near))
+            stops = site.begin(plan, near, is_carrying=bool(self._replica.carried))
+        for _ in range(MAX_TRIES):
+            slots = difference(lease.slots, self._failed)
+            if not slots or self._is_stopped:
+                return
+            able = Lease(lease.peer, slots, min(lease.steps, count(slots)))
+            failed = await self._train_slots(able, plan.num_steps, num_done, stops)
+            if not failed or overlaps(failed, self._failed) or difference(failed, slots):
+                return
+            self._failed = union(self._failed, failed)
+            self._events.on_failed(failed)
+            stops = ()  # the neighbours have met meanwhile
+            if site is not None:
+                site.mixed_with = frozenset()  # it starts from the outer parameters
 
     async def _commit(self) -> None:
         """Settle on what to contribute, before anybody is sent a byte of it."""
@@ -249,19 +292,20 @@ class Member:
             await self._replica.drop_local()
             self._slots = ()
 
-    async def _train_slots(self, plan: Round, ready: Ready, num_done: int) -> None:
-        """Train, and where the round ends meanwhile keep what has been trained until then."""
-        lease, site = plan.lease_of(self._peer_id), self._site
-        stops: Sequence[int] = ()
-        if site is not None:
-            near = frozenset(map(PeerId, ready.near))
-            stops = site.begin(plan, near, is_carrying=bool(self._replica.carried))
+    async def _train_slots(
+        self, lease: Lease, num_planned: int, num_done: int, stops: Sequence[int]
+    ) -> Ranges:
+        """Train, and where the round ends meanwhile keep what has been trained until then.
+
+        Returns the slots that it failed on, where these are known.
+        """
+        site = self._site
         training = asyncio.ensure_future(
             self._replica.train(
                 lease.slots,
                 steps=lease.steps,
                 num_done=num_done,
-                num_planned=plan.num_steps,
+                num_planned=num_planned,
                 stops=stops,
                 mix=site.mix if site is not None and stops else None,
             )
@@ -277,14 +321,16 @@ class Member:
         finally:
             if site is not None:
                 site.leave()
-        await self._outlast(training)
+        return await self._outlast(training)
 
-    async def _outlast(self, training: asyncio.Future[Ranges]) -> None:
+    async def _outlast(self, training: asyncio.Future[Ranges]) -> Ranges:
         try:
             await training
         except WorkLost as error:
             log.warning("this round's local work is lost: %s", error)
             await self._replica.drop_local()
+            return error.slots
+        return ()
 
     async def _average(self, stream: Stream) -> None:
         """Follow one attempt after the other; a newer one ends the one under way."""
@@ -302,16 +348,21 @@ class Member:
                     task.cancel()
                 await asyncio.gather(following, newer, return_exceptions=True)
 
+    async def _outcome(self, attempt: Attempt) -> bytes:
+        """Digest of the state after the attempt: the same where nobody could train anything."""
+        if not attempt.contributions:
+            return self._replica.state_digest
+        return await self._replica.stage(await self._averager.average(attempt))
+
     async def _follow_attempt(self, stream: Stream, attempt: Attempt) -> None:
         assert self.plan is not None
         try:
-            mean_P = await self._averager.average(attempt)
+            state = await self._outcome(attempt)
         except AttemptFailed as error:
             log.info("attempt=%d failed: %s", attempt.number, error)
             missing = tuple(sorted(error.missing))
             await self._say(stream, Failed(number=attempt.number, missing=missing))
             return
-        state = await self._replica.stage(mean_P)
         result = RoundResult(
             job_id=attempt.job_id,
             index=attempt.index,
@@ -321,6 +372,7 @@ class Member:
             joiners=self.plan.joiners,
             contributions=attempt.contributions,
             state=state,
+            failures=attempt.failures,
         )
         # With the others' votes this peer may be gone in a moment: the coordinator must not take
         # it for lost.

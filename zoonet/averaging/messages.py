@@ -18,6 +18,7 @@ from zoonet.records.envelope import Body, canonical, register
 from zoonet.records.kinds import Digest, JobId, Natural
 
 MAX_RANGES: Final = 1024  # of all shares of one round, so that it fits into its record
+MAX_FAILED: Final = 16  # slots that one member may fail on in one round
 MAX_VIEW: Final = 1_000_000
 MESSAGE_BYTES: Final = 256 * 1024  # at most, of one message between member and coordinator
 
@@ -47,8 +48,26 @@ class Lease(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     site: Annotated[int, Meta(ge=0, lt=MAX_MEMBERS)] = 0
 
 
+class Failure(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A member's own word, signed, that it could not train these slots of its lease."""
+
+    peer: Peer
+    slots: Annotated[tuple[Range, ...], Meta(max_length=MAX_FAILED)]
+    signature: Annotated[bytes, Meta(min_length=65, max_length=65)]
+
+    def is_of(self, job_id: str, parent: bytes) -> bool:
+        """Tell whether the peer said so in the round after that head."""
+        try:
+            return signer_of(_failure_digest(job_id, parent, self.slots), self.signature) == (
+                self.peer
+            )
+        except ValueError:
+            return False
+
+
 Leases = Annotated[tuple[Lease, ...], Meta(max_length=MAX_MEMBERS)]
 Shares = Annotated[tuple[Share, ...], Meta(max_length=MAX_MEMBERS)]
+Failures = Annotated[tuple[Failure, ...], Meta(max_length=MAX_MEMBERS)]
 
 
 @register
@@ -101,6 +120,7 @@ class Attempt(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     roots: Digests  # what each contributor has committed to
     plan: Plan
     former: Shares = ()  # contributors of earlier attempts: some chunks may hold their parts
+    failures: Failures = ()  # slots that members could not train, the same in all attempts
 
     @property
     def contributors(self) -> tuple[PeerId, ...]:
@@ -124,10 +144,22 @@ class RoundResult(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     joiners: Peers
     contributions: Shares
     state: Digest  # of the outer parameters and momentum after the outer step
+    failures: Failures = ()
 
     def digest(self) -> bytes:
         """Digest (32 bytes) of the result, which members sign."""
         return sha256(b"zoonet-round-result/1\x00", canonical(self))
+
+
+def report_failure(identity: Identity, job_id: str, parent: bytes, slots: Ranges) -> Failure:
+    """Sign that these slots (MAX_FAILED at most) cannot be trained here."""
+    signature = identity.sign(_failure_digest(job_id, parent, slots))
+    return Failure(identity.peer_id, slots, signature)
+
+
+def _failure_digest(job_id: str, parent: bytes, slots: Ranges) -> bytes:
+    said = msgspec.msgpack.encode((job_id, parent, slots))
+    return sha256(b"zoonet-failed-slots/1\x00", said)
 
 
 class Vote(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -188,6 +220,7 @@ class Done(Struct, frozen=True, kw_only=True, tag="done", forbid_unknown_fields=
 
     slots: Slots
     root: Digest = bytes(32)  # of the payload; means nothing where there are no slots
+    failure: Failure | None = None  # slots that could not be trained
 
 
 class Failed(Struct, frozen=True, kw_only=True, tag="failed", forbid_unknown_fields=True):

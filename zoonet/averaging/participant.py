@@ -31,7 +31,14 @@ from zoonet.averaging.turns import Turns
 from zoonet.averaging.votes import Votes
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId
-from zoonet.errors import ProtocolViolation, RoundFailed, ShardUnavailable, TransportError
+from zoonet.errors import (
+    ProtocolViolation,
+    RoundFailed,
+    ShardUnavailable,
+    TrainingError,
+    TransportError,
+)
+from zoonet.ranges import count
 from zoonet.transport import Stream, Transport
 
 FAREWELL_S: Final = 20.0  # how long the final state of a finished job is looked for
@@ -172,6 +179,11 @@ class Participant:
             return
         unix_s = self._gear.clock.now()
         coordinator = self._turns.coordinator(self.chain, self._now(), unix_s)
+        if self.chain.is_stuck:
+            raise TrainingError(
+                f"{count(self.chain.free)} data slots are left that nobody can train, beside "
+                f"{count(self.chain.skipped)} that were skipped; see the data and inner_lr"
+            )
         self._gear.events.on_phase("waiting" if is_inside else "joining")
         try:
             await self._follow(coordinator, head)

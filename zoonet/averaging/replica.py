@@ -64,8 +64,9 @@ class Replica(Protocol):
 
         After each of these numbers of steps (`stops`, ascending) `mix` is awaited with that number
         and theta_local (P,), and may change it in place, which it then says: training goes on from
-        there. `stop` cancels it. Raises WorkLost where the local work is gone, TrainingError
-        where the job cannot go on here. Do not cancel it: call `stop` and wait.
+        there. `stop` cancels it. Raises WorkLost where the local work is gone, with the slots that
+        are to blame, if any; TrainingError where the job cannot go on here. Do not cancel it: call
+        `stop` and wait.
         """
         ...
 

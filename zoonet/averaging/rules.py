@@ -11,11 +11,11 @@ from typing import Final
 from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.leases import most_slots
-from zoonet.averaging.messages import Attempt, Round, RoundResult, Share
+from zoonet.averaging.messages import MAX_FAILED, Attempt, Failure, Round, RoundResult, Share
 from zoonet.averaging.plan import check_shape
 from zoonet.crypto import PeerId
 from zoonet.errors import ProtocolViolation
-from zoonet.ranges import count, difference, is_normal
+from zoonet.ranges import Ranges, count, difference, is_normal, overlaps
 
 SPARE_ATTEMPTS: Final = 4  # beside one for each member, whom it may leave out
 
@@ -34,7 +34,7 @@ def check_plan(plan: Round, coordinator: PeerId, chain: Chain, config: RoundsCon
         raise ProtocolViolation(coordinator, "a plan of who is not the round's coordinator")
     if len(plan.members) + len(plan.joiners) > config.max_members:
         raise ProtocolViolation(coordinator, f"a plan of {len(plan.members)} members")
-    _check_fairness(plan, coordinator, count(chain.free), config)
+    _check_fairness(plan, coordinator, count(chain.trainable), config)
 
 
 def _check_fairness(plan: Round, coordinator: PeerId, num_free: int, config: RoundsConfig) -> None:
@@ -73,7 +73,7 @@ def check_attempt(
     last = -1 if before is None else before.number
     if not last < attempt.number < len(plan.members) + SPARE_ATTEMPTS:
         raise ProtocolViolation(coordinator, f"an attempt {attempt.number} after {last}")
-    check_contributions(attempt.contributions, plan, coordinator)
+    check_contributions(attempt.contributions, plan, coordinator, failures=attempt.failures)
     if attempt.former:
         check_contributions(attempt.former, plan, coordinator)
     if {share.peer for share in attempt.former} & set(attempt.contributors):
@@ -85,7 +85,8 @@ def check_attempt(
             raise ProtocolViolation(coordinator, "an attempt with other work than was reported")
     if set(attempt.plan.peers) != {*plan.members, *plan.joiners}:
         raise ProtocolViolation(coordinator, "an all-reduce among others than the round's")
-    check_shape(attempt.plan, num_parameters, attempt.contributors, coordinator)
+    if attempt.contributions:
+        check_shape(attempt.plan, num_parameters, attempt.contributors, coordinator)
     if before is not None:
         _check_successor(attempt, before, coordinator)
 
@@ -98,13 +99,43 @@ def _check_successor(attempt: Attempt, before: Attempt, coordinator: PeerId) -> 
         raise ProtocolViolation(coordinator, "an attempt with more than the one before")
     if set(attempt.former) != set(before.former) | (known.keys() - now.keys()):
         raise ProtocolViolation(coordinator, "an attempt that forgets who was left out")
+    if attempt.failures != before.failures or not attempt.contributions:
+        raise ProtocolViolation(coordinator, "an attempt with other failures, or without work")
     if attempt.plan.sites != before.plan.sites:
         raise ProtocolViolation(coordinator, "an attempt that moves peers to other sites")
 
 
-def check_contributions(shares: tuple[Share, ...], plan: Round, culprit: str) -> None:
-    """Raise ProtocolViolation unless these are members, in order, each with slots of its lease."""
+def is_failure_in(failure: Failure, plan: Round, trained: Ranges) -> bool:
+    """Tell whether it is its peer's word about its lease in this round, beside what it trained."""
+    leased = plan.slots_of(PeerId(failure.peer))
+    return (
+        is_normal(failure.slots)
+        and 0 < count(failure.slots) <= MAX_FAILED
+        and not difference(failure.slots, leased)
+        and not overlaps(failure.slots, trained)
+        and failure.is_of(plan.job_id, plan.parent)
+    )
+
+
+def check_contributions(
+    shares: tuple[Share, ...],
+    plan: Round,
+    culprit: str,
+    failures: tuple[Failure, ...] = (),
+) -> None:
+    """Raise ProtocolViolation unless these are members, in order, each with slots of its lease.
+
+    Nobody has to contribute where `failures` say why.
+    """
+    trained = {share.peer: share.slots for share in shares}
+    reporters = [failure.peer for failure in failures]
+    if reporters != sorted(set(reporters)):
+        raise ProtocolViolation(culprit, "failures that are doubled or out of order")
+    if not all(is_failure_in(one, plan, trained.get(one.peer, ())) for one in failures):
+        raise ProtocolViolation(culprit, "failures on slots that were not leased, or unsigned")
     peers = [share.peer for share in shares]
+    if not peers and failures:
+        return
     if not peers or peers != sorted(set(peers)) or not set(peers) <= set(plan.members):
         raise ProtocolViolation(culprit, "contributors that are no members")
     for share in shares:
@@ -121,7 +152,7 @@ def follows(result: RoundResult, plan: Round) -> bool:
     if (result.members, result.joiners) != (plan.members, plan.joiners):
         return False
     try:
-        check_contributions(result.contributions, plan, "")
+        check_contributions(result.contributions, plan, "", result.failures)
     except ProtocolViolation:
         return False
     return True

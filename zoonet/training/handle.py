@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import zoonet
-from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
+from zoonet.errors import (
+    ConfigError,
+    NonFiniteLoss,
+    OutOfDeviceMemory,
+    TrainingError,
+    UnreadableSlot,
+)
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.export import Layout
 from zoonet.training.messages import (
@@ -55,7 +61,7 @@ _STDERR_LINES = 30
 class Trainer(Protocol):
     """What a node needs of a trainer, in its own process or in this one.
 
-    Every method raises NonFiniteLoss, OutOfDeviceMemory, TrainingError or ConfigError. A cancelled
+    Every method raises WorkLost, OutOfDeviceMemory, TrainingError or ConfigError. A cancelled
     call returns once the step under way is done; the buffers are then the caller's again, and
     unchanged.
     """
@@ -263,7 +269,9 @@ def error_of(failed: Failed) -> TrainingError | ConfigError:
     """Return the exception that a trainer's failure stands for."""
     match failed.kind:
         case "non-finite":
-            return NonFiniteLoss(failed.message)
+            return NonFiniteLoss(failed.message, slots=failed.slots)
+        case "unreadable":
+            return UnreadableSlot(failed.message, slots=failed.slots)
         case "out-of-memory":
             return OutOfDeviceMemory(failed.message)
         case "config":

@@ -91,16 +91,17 @@ class InnerOptimizer:
         out_N[-1] = self._num_steps
 
     @torch.no_grad()
-    def step_(self, lr: float) -> None:
-        """Clip the gradient to `grad_clip` and take one step."""
+    def step_(self, lr: float) -> Tensor:
+        """Clip the gradient to `grad_clip`, take one step, and return the gradient's norm ()."""
+        norm: Tensor = torch.linalg.vector_norm(self._flat.grad_P)
         if self._spec.grad_clip > 0:
-            norm = torch.linalg.vector_norm(self._flat.grad_P)
             self._flat.grad_P.mul_((self._spec.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         self._num_steps += 1
         for block in self._adamw_blocks:
             self._adamw_(block, lr)
         for block in self._muon_blocks:
             self._muon_(block, lr)
+        return norm
 
     def _adamw_(self, block: _Block, lr: float) -> None:
         beta1, beta2 = self._spec.betas

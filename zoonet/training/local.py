@@ -71,6 +71,7 @@ class LocalWork:
         self._on_step = on_step
         self._has_inner_state = False
         self._num_failures = 0
+        self._failed_round = -1  # the last one that a slot was to blame for
         self._stopped = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -189,8 +190,9 @@ class LocalWork:
         except (OutOfDeviceMemory, ConfigError):
             raise
         except TrainingError as error:
-            await self.lose(error)
-            raise WorkLost(str(error)) from error
+            await self.lose(error, command.round)
+            slots = error.slots if isinstance(error, WorkLost) else ()
+            raise WorkLost(str(error), slots=slots) from error
         except BaseException:  # cancelled: the trainer has forgotten what it did
             self.forget()
             raise
@@ -253,13 +255,17 @@ class LocalWork:
         self.num_trained = 0
         self.is_fresh = True
 
-    async def lose(self, error: TrainingError) -> None:
+    async def lose(self, error: TrainingError, round_: int = -1) -> None:
         """It is gone: after a NaN nothing is broken, after the trainer's death start another one.
 
-        Raises TrainingError after too many failures in a row.
+        Raises TrainingError after too many failures in a row; those of one round that slots are
+        to blame for, which are left out of the next try, are one.
         """
         self.forget()
-        self._num_failures += 1
+        is_blamed = isinstance(error, WorkLost) and bool(error.slots)
+        if not is_blamed or self._failed_round != round_:
+            self._num_failures += 1
+        self._failed_round = round_ if is_blamed else -1
         if self._num_failures > MAX_FAILURES_IN_A_ROW:
             raise TrainingError(
                 f"training failed {self._num_failures} times in a row, last: {error}"

@@ -17,7 +17,7 @@ from zoonet.ranges import Ranges
 MAX_MESSAGE_BYTES: Final = 1 << 20
 HEADER_BYTES: Final = 4
 
-FailureKind = Literal["non-finite", "out-of-memory", "config", "training"]
+FailureKind = Literal["non-finite", "unreadable", "out-of-memory", "config", "training"]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -139,6 +139,7 @@ class Failed(Message, frozen=True, kw_only=True, tag="failed"):
 
     kind: FailureKind
     message: str
+    slots: Ranges = ()  # data slots that it failed on, where these are known
 
 
 Command = Start | Train | Merge | Stop | Evaluate | Sample

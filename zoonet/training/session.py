@@ -5,6 +5,7 @@ No pipe, no loop, no clock. P = flat parameters, N = 2P + 1 (inner state), B = s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from zoonet import config
-from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
+from zoonet.errors import (
+    ConfigError,
+    NonFiniteLoss,
+    OutOfDeviceMemory,
+    TrainingError,
+    UnreadableSlot,
+)
 from zoonet.ranges import Ranges
 from zoonet.training.compiler import compiled, try_out
 from zoonet.training.export import Layout
@@ -61,10 +68,9 @@ class TrainingSession:
                 self._flat.model.checkpoint_activations()
             hidden = hidden_matrices(self._flat.model, vocab_size)
             self._optimizer = InnerOptimizer(self._flat, self.spec, hidden)
-            self._loss_sum = torch.zeros((), device=self.device)
         self._gradient = BatchGradient(self._flat.model, self._flat.grad_P, self.spec)
         self._loss = BatchLoss(self._flat.model, self.device, self.spec)
-        self._num_steps = 0
+        self._losses: list[tuple[int, torch.Tensor]] = []  # of each slot since they were taken
         self.warning = self._compile() if start.is_compiled else ""  # for the peer's owner
 
     @property
@@ -106,36 +112,49 @@ class TrainingSession:
     def step(self, slot: int, progress: float) -> None:
         """Take the inner step of a slot at a position in [0, 1] of the job's tokens.
 
-        Raises OutOfDeviceMemory where even one sample at a time does not fit.
+        Raises OutOfDeviceMemory where even one sample at a time does not fit, and UnreadableSlot.
         """
-        self._loss_sum += self._gradient.backward(self._batch(slot), slot)
-        self._num_steps += 1
+        loss = self._gradient.backward(self.read(slot), slot)
         with memory_errors_told(f"a step of {self._size}"):
-            self._optimizer.step_(learning_rate(progress, self.spec))
+            norm = self._optimizer.step_(learning_rate(progress, self.spec))
+            self._losses.append((slot, loss + 0.0 * norm))  # no number where either is none
+
+    def read(self, slot: int) -> Batch:
+        """Return the batch of a slot. Raises UnreadableSlot."""
+        starts_B = self._order.slot_starts(slot, self.spec.batch_size)
+        try:
+            return self._train_tokens.batch(starts_B, self.model_spec.context)
+        except UnreadableSlot as error:
+            raise UnreadableSlot(f"data slot {slot}: {error}", slots=((slot, slot + 1),)) from error
 
     def _compile(self) -> str:
         """Train through the compiler from now on, or return why not."""
         self._gradient.loss_of = compiled(self._flat.model)
         self._flat.model.train()
-        reason = try_out(lambda: self._gradient.backward(self._batch(0), 0))
+        tokens_BT = np.zeros((self.spec.batch_size, self.model_spec.context), np.int64)
+        reason = try_out(lambda: self._gradient.backward((tokens_BT, tokens_BT), 0))
         if reason:
             self._gradient.loss_of = self._flat.model
         return reason
 
-    def _batch(self, slot: int) -> Batch:
-        starts_B = self._order.slot_starts(slot, self.spec.batch_size)
-        return self._train_tokens.batch(starts_B, self.model_spec.context)
-
     def take_loss(self) -> float:
         """Return the mean loss of the steps since the last call (0 where there were none).
 
-        Waits for the device. Raises NonFiniteLoss.
+        Waits for the device. Raises NonFiniteLoss, which names the first slot that was to blame.
         """
-        mean = self._loss_sum.item() / max(1, self._num_steps)
+        if not self._losses:
+            return 0.0
+        losses: list[float] = torch.stack([loss for _, loss in self._losses]).tolist()
+        slots = [slot for slot, _ in self._losses]
         self._forget_loss()
-        if not np.isfinite(mean):
-            raise NonFiniteLoss(f"the training loss became {mean}; lower training.inner_lr")
-        return mean
+        for slot, loss in zip(slots, losses, strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteLoss(
+                    f"the training loss or its gradient became {loss} on data slot {slot}; "
+                    "where that happens again and again, lower training.inner_lr",
+                    slots=((slot, slot + 1),),
+                )
+        return sum(losses) / len(losses)
 
     def shift(self, by_P: Vector) -> None:
         """Move the parameters, as others' work asks for; the inner state stays."""
@@ -223,8 +242,7 @@ class TrainingSession:
         return tokenizer.decode(ids_T[ids_T < tokenizer.vocab_size])
 
     def _forget_loss(self) -> None:
-        self._loss_sum.zero_()
-        self._num_steps = 0
+        self._losses.clear()
 
 
 def each(slots: Ranges) -> Iterator[int]:

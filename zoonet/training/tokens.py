@@ -5,7 +5,8 @@ B = samples of a batch, T = tokens of a window (the context)
 
 from __future__ import annotations
 
-import mmap
+import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -13,7 +14,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zoonet.errors import ConfigError, TrainingError
+from zoonet.errors import ConfigError, UnreadableSlot
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -27,8 +28,9 @@ def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 
 class TokenFile:
-    """A token file mapped into memory; pages are read when a batch needs them.
+    """A token file; what a batch needs is read when it needs it.
 
+    It is not mapped into memory: a disk that fails would end the process without a word.
     Raises ConfigError where the file is missing or not whole.
     """
 
@@ -36,22 +38,20 @@ class TokenFile:
         dtype = np.dtype(f"<u{token_bytes}")
         self._path = path
         self._vocab_size = vocab_size
+        self._dtype = dtype
         try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._close = weakref.finalize(self, os.close, self._file)
+            num_bytes = os.fstat(self._file).st_size
         except OSError as error:
             raise ConfigError(f"cannot read the tokens in {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise ConfigError(f"the token file {path} is empty") from error
-        if len(self._map) % dtype.itemsize:
-            raise ConfigError(
-                f"the token file {path} has {len(self._map)} bytes, "
-                f"not a multiple of {dtype.itemsize}"
-            )
-        self._tokens = np.frombuffer(self._map, dtype)
+        self._num_tokens, rest = divmod(num_bytes, dtype.itemsize)
+        if rest or not num_bytes:
+            problem = f"has {num_bytes} bytes, not a multiple of {dtype.itemsize}"
+            raise ConfigError(f"the token file {path} {problem if rest else 'is empty'}")
 
     def __len__(self) -> int:
-        return self._tokens.size
+        return self._num_tokens
 
     def __enter__(self) -> Self:
         return self
@@ -60,24 +60,38 @@ class TokenFile:
         self.close()
 
     def close(self) -> None:
-        """Unmap the file. Batches that were handed out are copies and stay valid."""
-        del self._tokens
-        self._map.close()
+        """Close the file. Batches that were handed out stay valid."""
+        self._close()
 
     def batch(self, starts_B: NDArray[np.int64], context: int) -> Batch:
         """Return inputs x_BT and targets y_BT, the same windows one token later.
 
-        Raises TrainingError for a token outside the vocabulary (the data is the submitter's).
+        Raises UnreadableSlot where the disk fails, and for a token outside the vocabulary (the
+        data is the submitter's).
         """
-        positions = starts_B[:, None] + np.arange(context + 1)
-        windows = self._tokens[positions]
-        if windows.size and int(windows.max()) >= self._vocab_size:
-            raise TrainingError(
-                f"token {int(windows.max())} in {self._path} is outside the vocabulary "
-                f"of {self._vocab_size}"
+        windows_BT = np.empty((len(starts_B), context + 1), np.int64)
+        for row_T, start in zip(windows_BT, starts_B, strict=True):
+            row_T[:] = self._window(int(start), context + 1)
+        return windows_BT[:, :-1], windows_BT[:, 1:]
+
+    def _window(self, start: int, num: int) -> NDArray[np.unsignedinteger]:
+        place, num_bytes = start * self._dtype.itemsize, num * self._dtype.itemsize
+        try:
+            raw = os.pread(self._file, num_bytes, place)
+        except OSError as error:
+            raise UnreadableSlot(
+                f"cannot read {self._path} at byte {place}: {error.strerror}"
+            ) from error
+        if len(raw) != num_bytes:
+            raise UnreadableSlot(f"{self._path} ends within the window at byte {place}")
+        window_T = np.frombuffer(raw, self._dtype)
+        if int(window_T.max()) >= self._vocab_size:
+            at = int(window_T.argmax())
+            raise UnreadableSlot(
+                f"token {int(window_T[at])} at byte {place + at * self._dtype.itemsize} of "
+                f"{self._path} is outside the vocabulary of {self._vocab_size}"
             )
-        wide = windows.astype(np.int64)
-        return wide[:, :-1], wide[:, 1:]
+        return window_T
 
     def num_windows(self, context: int) -> int:
         """Number of non-overlapping windows that have a target for every token."""

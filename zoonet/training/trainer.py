@@ -19,7 +19,13 @@ from contextlib import contextmanager, suppress
 import torch
 
 from zoonet import config
-from zoonet.errors import ConfigError, NonFiniteLoss, OutOfDeviceMemory, TrainingError
+from zoonet.errors import (
+    ConfigError,
+    NonFiniteLoss,
+    OutOfDeviceMemory,
+    TrainingError,
+    UnreadableSlot,
+)
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.channel import Channel, PipeClosed
 from zoonet.training.messages import (
@@ -111,7 +117,9 @@ def failure_of(error: TrainingError | ConfigError) -> Failed:
     """Return the event that tells the node of an error."""
     match error:
         case NonFiniteLoss():
-            return Failed(kind="non-finite", message=str(error))
+            return Failed(kind="non-finite", message=str(error), slots=error.slots)
+        case UnreadableSlot():
+            return Failed(kind="unreadable", message=str(error), slots=error.slots)
         case OutOfDeviceMemory():
             return Failed(kind="out-of-memory", message=str(error))
         case ConfigError():

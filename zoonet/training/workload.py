@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from zoonet.errors import TrainingError
+from zoonet.errors import TrainingError, UnreadableSlot
 from zoonet.ranges import Ranges, count, difference, normalise
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.messages import StepDone, Train, Trained
@@ -117,16 +117,29 @@ class Workload:
     # --- doing it -----------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Train the next slot. Raises OutOfDeviceMemory."""
+        """Train the next slot. Raises OutOfDeviceMemory, or UnreadableSlot with all there are."""
         assert self._command is not None
         slot = next(self._slots)
         where = position(self._command, self.num_steps, self._session.spec.tokens)
-        self._session.step(slot, where)
+        try:
+            self._session.step(slot, where)
+        except UnreadableSlot as error:
+            raise UnreadableSlot(str(error), slots=self._unreadable_from(slot)) from error
         self._trained.append(slot)
         self._is_moved = True
         self._num_left -= 1
         if not self._num_left:
             self._idle_since = self._now()
+
+    def _unreadable_from(self, slot: int) -> Ranges:
+        """All that cannot be read of what is left, so that the work is lost but once."""
+        found = [slot]
+        for later in self._slots:
+            try:
+                self._session.read(later)
+            except UnreadableSlot:
+                found.append(later)
+        return normalise((one, one + 1) for one in found)
 
     def step_ahead(self) -> None:
         """Train the next slot; whatever goes wrong is told when the next command comes."""
