@@ -208,6 +208,7 @@ def figures_of(outcome: Outcome, step_s: Sequence[float]) -> dict[str, Any]:
             {"at_s": entry.at - window[0], "slots": list(entry.slots.values())} for entry in rounds
         ],
         "trainers_say": _trainers_say(told),
+        "sites": [figures["site"] for figures in told if figures.get("site")],
         "heads": sorted({figures.get("digest", "") for figures in told}),
     }
 

@@ -2,7 +2,8 @@
 
 What `peers.job_run` wires, without what precedes it: the job is on the disk, control messages go
 over plain TCP, and nothing is evaluated. Variants are joined by hyphens: `ahead2` trains ahead,
-`even` gives slow peers as many steps as fast ones, anything else names a codec.
+`site5` averages within sites every 5 steps, `even` gives slow peers as many steps as fast ones,
+anything else names a codec.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from zoonet.averaging import (
     Participant,
     ParticipantEvents,
     RoundsConfig,
+    SiteMean,
     TreeAllReduce,
 )
 from zoonet.averaging.links import PeerLinks
@@ -40,7 +42,7 @@ from zoonet.exact import Vector
 from zoonet.ranges import count
 from zoonet.training.buffers import SharedBuffers
 from zoonet.training.replica import ReplicaEvents, TrainingReplica
-from zoonet.transport import Stream
+from zoonet.transport import Lanes, Stream
 
 PROGRESS: Final = "/benchmark/progress/1"
 _DONE_BYTES: Final = 8
@@ -75,6 +77,7 @@ class ZoonetTraining:
         self._tasks: set[asyncio.Task[None]] = set()
         self._participant: Participant
         self._playing: asyncio.Task[None] | None = None
+        self._site: SiteMean | None = None
 
     async def start(self) -> Hello:
         runtime.tame_allocator()
@@ -82,6 +85,7 @@ class ZoonetTraining:
         await self._stack.enter_async_context(self._transport.listening())
         variant = "" if self._codec == "fp32" else self._codec
         averager = await make_averager(stage, variant, self._transport, self._stack)
+        self._site = await self._site_mean(averager.lanes)
         self._participant = Participant(
             identity_of(stage.peer),
             SystemClock(),
@@ -91,6 +95,7 @@ class ZoonetTraining:
             _Noted(averager, self._diary),
             self._config(),
             ParticipantEvents(lambda: set(self._numbers), self._diary.note, self._on_round),
+            self._site,
         )
         await self._participant.serve()
         await self._transport.serve(PROGRESS, self._hear)
@@ -103,9 +108,19 @@ class ZoonetTraining:
             inner_steps=training.inner_steps,
             is_dynamic=training.dynamic_steps,
             ahead=training.ahead,
+            site_steps=training.site_steps,
             min_founders=peers.min,
             max_members=peers.max,
         )
+
+    async def _site_mean(self, lanes: Lanes) -> SiteMean | None:
+        config = self._config()
+        if not config.site_steps:
+            return None
+        site = SiteMean(lanes, JOB_ID, self._job.prepared.num_parameters, config)
+        await site.serve()
+        self._stack.push_async_callback(site.close)
+        return site
 
     async def _open_replica(self) -> TrainingReplica:
         prepared = self._job.prepared
@@ -183,6 +198,7 @@ class ZoonetTraining:
             ],
             "num_rounds": len(self._participant.chain),
             "digest": self._participant.chain.head.hex(),
+            "site": self._site and {"num_met": self._site.num_met, "waited_s": self._site.waited_s},
         }
 
     async def close(self) -> None:
@@ -196,9 +212,12 @@ class ZoonetTraining:
 def settings_of(variant: str) -> dict[str, Any]:
     """The settings of `training` that a contender's variant names."""
     settings: dict[str, Any] = {"ahead": 0.0, "codec": "fp32", "dynamic_steps": True}
+    settings["site_steps"] = 0
     for part in variant.split("-") if variant else ():
         if part.startswith("ahead"):
             settings["ahead"] = float(part.removeprefix("ahead"))
+        elif part.startswith("site"):
+            settings["site_steps"] = int(part.removeprefix("site"))
         elif part == "even":
             settings["dynamic_steps"] = False
         else:

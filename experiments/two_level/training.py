@@ -24,7 +24,6 @@ class Setting:
     """One training: sites of so many peers, which meet every `site_steps` steps (0: never)."""
 
     text: str
-    label: str
     site_sizes: tuple[int, ...]
     site_steps: int = 0
     batch_size: int = 3  # of each peer's step

@@ -53,7 +53,7 @@ class SitedTwin:
         site_sizes: Sequence[int],
         site_steps: int,
     ) -> None:
-        self._replicas = replicas
+        self.replicas = replicas
         self._meetings = [meeting for size in site_sizes for meeting in [Meeting(size)] * size]
         self._steps = prepared.job.training.inner_steps
         self._stops = range(site_steps, self._steps, site_steps) if site_steps else range(0)
@@ -71,12 +71,12 @@ class SitedTwin:
 
     async def play(self) -> None:
         """Train the job to its end; slots that do not suffice for a whole round are left over."""
-        while count(self._free) >= self._steps * len(self._replicas):
+        while count(self._free) >= self._steps * len(self.replicas):
             await self._play_round()
 
     async def _play_round(self) -> None:
         leases = []
-        for _ in self._replicas:
+        for _ in self.replicas:
             lease, self._free = take(self._free, self._steps)
             leases.append(lease)
         num_planned = self._steps * len(leases)
@@ -91,16 +91,16 @@ class SitedTwin:
                     mix=meeting.mix,
                 )
                 for replica, lease, meeting in zip(
-                    self._replicas, leases, self._meetings, strict=True
+                    self.replicas, leases, self._meetings, strict=True
                 )
             )
         )
-        deltas = [await replica.pseudo_gradient() for replica in self._replicas]
+        deltas = [await replica.pseudo_gradient() for replica in self.replicas]
         mean_P = weighted_mean(deltas, [1] * len(deltas))
-        for replica in self._replicas:
+        for replica in self.replicas:
             await replica.commit(await replica.stage(mean_P), is_merged=True)
         self._num_done += num_planned
 
     async def loss(self) -> float:
         """Held-out loss of the outer parameters, in nats a token, over the whole held-out text."""
-        return (await self._replicas[0].evaluate(0)).loss
+        return (await self.replicas[0].evaluate(0)).loss

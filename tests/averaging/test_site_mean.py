@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -116,3 +117,26 @@ def test_a_slow_neighbour_meets_less_often_and_is_not_waited_for() -> None:
     dan = swarm.peers["dan"]
     assert dan.site is not None
     assert ada.site.waited_s < dan.site.waited_s  # whose neighbour is as fast as he is
+
+
+@pytest.mark.parametrize("site_steps", [0, 5])
+def test_work_that_a_site_has_mixed_is_not_brought_once_more_by_who_was_left_out(
+    site_steps: int,
+) -> None:
+    """What its neighbours had in the round holds most of it; alone it would bring it later."""
+
+    async def main() -> Swarm:
+        swarm = await founded(1200, site_steps=site_steps)
+        bob = swarm.peers["bob"].replica
+        await swarm.until(lambda: len(swarm.peers["ada"].chain) == 2)
+        bob.poison = True  # its contribution alone, not what it brings to its site
+        await swarm.until(lambda: len(swarm.peers["ada"].chain) == 3)
+        bob.poison = False
+        await swarm.finish()
+        return swarm
+
+    swarm = run(main())
+    assert_same_truth(swarm, 1200)
+    trained = Counter(swarm.peers["bob"].replica.trained)
+    num_again = sum(times > 1 for times in trained.values())
+    assert num_again == (20 if site_steps else 0)

@@ -33,6 +33,7 @@ training:
   inner_steps: 20
   eval_tokens: 512
   eval_interval: 10
+  site_steps: {site_steps}
 peers:
   min: {min_peers}
 """
@@ -83,15 +84,17 @@ class Swarm:
         assert code is not None
         return Ended(code, output.decode(), child.log_path.read_text())
 
-    def write_job(self, *, tokens: int, min_peers: int) -> Path:
+    def write_job(self, *, tokens: int, min_peers: int, site_steps: int = 0) -> Path:
         (self.scratch / "squares.txt").write_text("".join(f"{n} {n * n}\n" for n in range(5000)))
         job = self.scratch / "job.yaml"
-        job.write_text(JOB.format(tokens=tokens, min_peers=min_peers))
+        job.write_text(JOB.format(tokens=tokens, min_peers=min_peers, site_steps=site_steps))
         return job
 
-    async def submit(self, address: str, *, tokens: int, min_peers: int) -> str:
+    async def submit(
+        self, address: str, *, tokens: int, min_peers: int, site_steps: int = 0
+    ) -> str:
         """Submit a job, wait until another peer holds it and the submitter is gone."""
-        job = self.write_job(tokens=tokens, min_peers=min_peers)
+        job = self.write_job(tokens=tokens, min_peers=min_peers, site_steps=site_steps)
         arguments = (str(job), "--detach", "--json", "--join", address)
         submitted = await self.run("submitter", "submit", *arguments)
         return str(submitted.json["job_id"])

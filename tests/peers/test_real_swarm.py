@@ -106,6 +106,28 @@ async def test_a_job_whose_members_all_stop_starts_over_until_its_submitter_canc
 
 
 @pytest.mark.asyncio
+async def test_peers_on_one_host_find_that_they_are_near_and_meet_within_rounds(
+    scratch: Path,
+) -> None:
+    async with swarm_in(scratch) as swarm:
+        _, address = await swarm.bootstrap()
+        names = ("first", "second", "third")
+        peers = [await swarm.peer(name, "--join", address) for name in names]
+        await asyncio.gather(*(said(peer, "roles=worker") for peer in peers))
+        job_id = await swarm.submit(address, tokens=150_000, min_peers=3, site_steps=5)
+        await asyncio.gather(*(said(peer, "site met=3 of=3") for peer in peers))
+        await swarm.run("watcher", "watch", job_id[:6], "--json", "--join", address)
+        out = scratch / "model"
+        where = ("-o", str(out), "--json", "--join", address)
+        await swarm.run("fetcher", "result", job_id[:6], *where)
+        report = json.loads((out / "report.json").read_text())
+        assert {one["name"] for one in report["contributions"]} == set(names)
+        assert report["eval_loss"] < np.log(256), "better than to guess among the bytes"
+        for peer in peers:
+            assert "ERROR" not in peer.log_path.read_text()
+
+
+@pytest.mark.asyncio
 async def test_a_client_that_does_not_listen_trains_through_the_bootstraps_relay(
     scratch: Path,
 ) -> None:

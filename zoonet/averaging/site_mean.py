@@ -50,7 +50,8 @@ class SiteMean:
         self, lanes: Lanes, job_id: str, num_parameters: int, config: RoundsConfig
     ) -> None:
         self.mixed_with: frozenset[PeerId] = frozenset()  # whose work is in theta_local
-        self.waited_s = 0.0  # in all meetings so far
+        self.waited_s = 0.0  # in all meetings so far, until what was awaited was there
+        self.num_met = 0  # meetings that brought others' work
         self._lanes = lanes
         self._channel = f"{job_id}/site/1"
         self._num_parameters = num_parameters
@@ -62,6 +63,7 @@ class SiteMean:
         self._tables: dict[int, SiteTable] = {}
         self._absent: set[PeerId] = set()  # not waited for, until they come in time
         self._meetings: dict[int, Meeting] = {}
+        self._began_with = (0, 0.0)  # meetings and waiting, when the round began
         self._left_at = 0.0  # the last meeting, or the plan
         self._patience = LearnedTimeout(first_s=CEILING_S, floor_s=FLOOR_S, ceiling_s=CEILING_S)
         self._sent_P: Vector | None = None
@@ -107,10 +109,20 @@ class SiteMean:
         for peer in sorted(peers - {self._lanes.peer_id}):
             self._expect(peer)
         self._left_at = self._loop.time()
+        self._began_with = self.num_met, self.waited_s
         return tuple(self._meetings)
 
     def leave(self) -> None:
         """The round is over, or this peer has trained what it had to."""
+        if self._meetings:
+            num_met, waited_s = self._began_with
+            log.info(
+                "site met=%d of=%d waited_s=%.2f",
+                self.num_met - num_met,
+                len(self._meetings),
+                self.waited_s - waited_s,
+            )
+        self._meetings = {}
         with self._lock:
             self._key = b""
             self._upcoming, self._tables = [], {}
@@ -128,7 +140,10 @@ class SiteMean:
         and no longer than this peer itself took since it left the last meeting. Where it is
         cancelled, what `theta_P` holds means nothing.
         """
-        table = self._take_seat(self._meetings[num_steps])
+        meeting = self._meetings.get(num_steps)
+        if meeting is None:
+            return False  # this peer has left the round meanwhile
+        table = self._take_seat(meeting)
         began = self._loop.time()
         interval_s = max(FLOOR_S, began - self._left_at)
         try:
@@ -140,6 +155,7 @@ class SiteMean:
             self.waited_s += self._left_at - began
             self._rise(table)
         self.mixed_with |= mixed
+        self.num_met += bool(mixed)
         log.debug("site meeting=%d with=%d", table.meeting.number, len(mixed))
         return bool(mixed)
 

@@ -37,6 +37,7 @@ class Steered(TreeAllReduce):
     """Says of its links what a benchmark wants the planner to hear, where it wants something."""
 
     links: PeerLinks | None = None
+    lanes: HostLanes
 
     def own_links(self) -> PeerLinks:
         return self.links or super().own_links()
@@ -44,7 +45,7 @@ class Steered(TreeAllReduce):
 
 async def make_averager(
     stage: Stage, variant: str, transport: BareTransport, stack: AsyncExitStack
-) -> TreeAllReduce:
+) -> Steered:
     """Open the averager that is measured: the single place that knows how that is done.
 
     `variant` is what follows the hyphen of the contender's name. Only "shm" may use shared
@@ -59,6 +60,7 @@ async def make_averager(
     lanes = HostLanes(transport, config, transport.routes_of)
     await stack.enter_async_context(lanes.listening())
     averager = Steered(lanes, JOB_ID, stage.num_values, codec=codec)
+    averager.lanes = lanes
     if speeds := stage.options.get("speeds"):
         known = {int(peer): float(speed) for peer, speed in speeds.items()}
         averager.links = links_of(stage.sites, known)[transport.peer_id]
