@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from rich.table import Table
 
+from experiments.allreduce.breakdown import breakdown, measure_units
+from experiments.allreduce.breakdown import table_of as breakdown_table
 from experiments.testbed import command, measuring, results
 from experiments.testbed.bed import Loopback
 from experiments.testbed.casts import open_cast
@@ -113,6 +115,20 @@ def table_of(runs: list[Run], sizes: list[int], names: tuple[str, ...]) -> Table
     return table
 
 
+def breakdown_of(
+    runs: list[Run], sizes: list[int], size_mib: float, folder: Path
+) -> dict[str, dict[str, float]]:
+    """Processor seconds of our rounds over TLS, by part, for each size that has any."""
+    units = measure_units(folder, num_mib=max(1, int(size_mib)))
+    found = {}
+    for num_peers in sizes:
+        case = case_of(num_peers)
+        used = spread(run.cpu_s for run in measuring.of(runs, case, "zoonet-tls"))
+        if used:
+            found[case] = breakdown(units, num_peers, size_mib, used.median)
+    return found
+
+
 def settings_of(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
     """What a repetition needs to know."""
     return {
@@ -139,13 +155,13 @@ def main() -> None:
     names = command.chosen(options, EVERYBODY, usual)
     sizes = [int(size) for size in options.peers.split(",")]
 
-    async def everything(folder: Path) -> list[Run]:
+    async def everything(folder: Path) -> tuple[list[Run], dict[str, dict[str, float]]]:
         runs: list[Run] = []
         for size in sizes:
             runs += await measure_size(size, names, options, folder)
-        return runs
+        return runs, breakdown_of(runs, sizes, options.size_mib, folder)
 
-    runs = command.run(everything)
+    runs, parts = command.run(everything)
     goals = goals_of(runs, sizes)
     path = results.write(
         "allreduce",
@@ -155,6 +171,7 @@ def main() -> None:
         settings=settings_of(options, names),
         is_smoke=options.smoke,
         out=options.out,
+        more={"cpu_s_by_part": parts},
     )
     groups = []
     for case in map(case_of, sizes):
@@ -163,6 +180,8 @@ def main() -> None:
     title = f"All-reduce of {options.size_mib:g} MiB over loopback"
     results.plot(path.with_suffix(".png"), title, "seconds", groups)
     results.show(table_of(runs, sizes, names), results.goals_table(goals))
+    if parts:
+        results.show(breakdown_table(parts))
 
 
 if __name__ == "__main__":

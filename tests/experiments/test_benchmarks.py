@@ -68,6 +68,14 @@ def test_the_all_reduce_benchmark_measures_everyone(tmp_path: Path) -> None:
     result = result_of(tmp_path / "result.json")
     assert counted(result) == {"zoonet-tls", "zoonet-shm", "zoonet-int8", "floor", "gloo"}
     assert all(run["num_digests"] == 1 for run in result["runs"])
+    (parts,) = result["cpu_s_by_part"].values()
+    (ours,) = [
+        run["cpu_s"]
+        for run in result["runs"]
+        if run["contender"] == "zoonet-tls" and not run["why_not"]
+    ]
+    assert sum(parts.values()) == pytest.approx(ours)
+    assert min(parts[part] for part in ("the kernel's TCP", "hashes, one pass", "additions")) > 0
 
 
 @pytest.mark.p2p
