@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,13 +15,17 @@ from zoonet.config import TrainingSpec
 from zoonet.training.compiler import Loss
 from zoonet.training.memory import memory_error
 from zoonet.training.models.base import TrainableModel
+from zoonet.training.ranks import ALONE, Ranks
 from zoonet.training.tokens import Batch
 
 
 class BatchGradient:
     """Fills `grad_P`, which the gradients of the model's parameters are views of."""
 
-    def __init__(self, model: TrainableModel, grad_P: Tensor, spec: TrainingSpec) -> None:
+    def __init__(
+        self, model: TrainableModel, grad_P: Tensor, spec: TrainingSpec, ranks: Ranks = ALONE
+    ) -> None:
+        self._ranks = ranks
         self._model = model
         self._grad_P = grad_P
         self._spec = spec
@@ -33,7 +36,8 @@ class BatchGradient:
         """Fill `grad_P` with the mean gradient of the batch and return its mean loss ().
 
         Where memory runs out, micro-batches become smaller for good; the batch stays the same.
-        Raises OutOfDeviceMemory where it cannot be cut further.
+        Raises OutOfDeviceMemory where it cannot be cut further, and on one rank of several: the
+        others are in the middle of the step. There the loss is such that the ranks' mean counts.
         """
         while True:
             size = self.micro_batch_size
@@ -41,7 +45,8 @@ class BatchGradient:
                 return self._accumulate(batch, slot)
             except RuntimeError as error:
                 failure = memory_error(error, f"a micro-batch of {size} samples")
-                if size == 1 or not self._model.is_batch_separable:
+                is_cuttable = self._model.is_batch_separable and self._ranks.size == 1
+                if size == 1 or not is_cuttable:
                     raise failure from error
             self.micro_batch_size = (size + 1) // 2
             _let_go(self._grad_P.device)
@@ -49,17 +54,20 @@ class BatchGradient:
     def _accumulate(self, batch: Batch, slot: int) -> Tensor:
         self._grad_P.zero_()
         if self._model.is_random:
-            torch.manual_seed(slot_seed(self._spec.seed, slot))
+            torch.manual_seed(slot_seed(self._spec.seed, slot) + self._ranks.rank)
         device = self._grad_P.device
         loss_sum = torch.zeros((), device=device)
         num_samples = len(batch[0])
-        for first in range(0, num_samples, self.micro_batch_size):
-            micro = slice(first, first + self.micro_batch_size)
+        shares = self._ranks.shares(
+            num_samples, self.micro_batch_size, is_separable=self._model.is_batch_separable
+        )
+        for micro, num_counted in shares:
             x_BT, y_BT = (torch.from_numpy(part[micro]).to(device) for part in batch)
             with autocast(self._spec, device):
                 loss = self.loss_of(x_BT, y_BT)
-            if len(x_BT) < num_samples:
-                loss = loss * (len(x_BT) / num_samples)
+            num_counted *= self._ranks.size  # whose gradients' mean is taken
+            if num_counted != num_samples:
+                loss = loss * (num_counted / num_samples)
             loss.backward()
             loss_sum += loss.detach()
         return loss_sum
@@ -68,11 +76,19 @@ class BatchGradient:
 class BatchLoss:
     """The mean loss of a batch without a gradient, in as many parts as memory asks for."""
 
-    def __init__(self, model: TrainableModel, device: torch.device, spec: TrainingSpec) -> None:
+    def __init__(
+        self,
+        model: TrainableModel,
+        device: torch.device,
+        spec: TrainingSpec,
+        ranks: Ranks = ALONE,
+        most_samples: int = 0,
+    ) -> None:
         self._model = model
         self._device = device
         self._spec = spec
-        self._most_samples = 0  # at a time; 0: no limit has been met
+        self._ranks = ranks
+        self._most_samples = most_samples  # at a time; 0: no limit has been met
 
     @torch.no_grad()
     def of(self, batch: Batch) -> float:
@@ -81,20 +97,26 @@ class BatchLoss:
         while True:
             size = min(num_samples, self._most_samples or num_samples)
             try:
-                return sum(self._parts(batch, size)) / num_samples
+                return self._sum(batch, size) / num_samples
             except RuntimeError as error:
                 failure = memory_error(error, f"the loss of {size} samples")
-                if size == 1 or not self._model.is_batch_separable:
+                is_cuttable = self._model.is_batch_separable and self._ranks.size == 1
+                if size == 1 or not is_cuttable:
                     raise failure from error
             self._most_samples = (size + 1) // 2
             _let_go(self._device)
 
-    def _parts(self, batch: Batch, size: int) -> Iterator[float]:
-        for first in range(0, len(batch[0]), size):
-            part = slice(first, first + size)
+    def _sum(self, batch: Batch, size: int) -> float:
+        """The sum of the samples' losses, the same bits on all ranks."""
+        total = 0.0
+        is_separable = self._model.is_batch_separable
+        for part, num_counted in self._ranks.shares(len(batch[0]), size, is_separable=is_separable):
             x_BT, y_BT = (torch.from_numpy(side[part]).to(self._device) for side in batch)
             with autocast(self._spec, self._device):
-                yield float(self._model(x_BT, y_BT)) * len(x_BT)
+                total += float(self._model(x_BT, y_BT)) * num_counted
+        if self._ranks.size == 1:
+            return total
+        return self._ranks.total(torch.tensor(total, device=self._device)).item()
 
 
 def _let_go(device: torch.device) -> None:

@@ -16,7 +16,10 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import msgspec
+
 import zoonet
+from zoonet import config
 from zoonet.errors import (
     ConfigError,
     NonFiniteLoss,
@@ -128,9 +131,8 @@ class TrainerProcess:
         It runs in a session of its own, so that Ctrl-C does not reach it. Raises ConfigError,
         OutOfDeviceMemory, or TrainingError with the last lines it wrote.
         """
-        trainer = await cls._spawn(buffers, nice)
+        trainer, ready = await cls._load(start, buffers, nice)
         try:
-            ready = await trainer._request(start, Ready)
             trainer.device = ready.device
             trainer.layout = ready.layout
             logger.info("trainer ready pid=%s device=%s", trainer.pid, ready.device)
@@ -139,6 +141,26 @@ class TrainerProcess:
             yield trainer
         finally:
             await trainer._close()
+
+    @classmethod
+    async def _load(
+        cls, start: Start, buffers: SharedBuffers, nice: int
+    ) -> tuple[TrainerProcess, Ready]:
+        """Spawn a trainer that holds the model: with several ranks, one whose batch fits on all.
+
+        There the trainer cannot cut its batch itself, as the ranks are in the middle of a step.
+        """
+        while True:
+            trainer = await cls._spawn(buffers, nice)
+            try:
+                return trainer, await trainer._request(start, Ready)
+            except BaseException as error:
+                await trainer._close()
+                size = _smaller_micro_batch(start) if isinstance(error, OutOfDeviceMemory) else 0
+                if not size:
+                    raise
+            logger.info("trainer starts anew, out of memory: micro_batch=%d", size)
+            start = msgspec.structs.replace(start, micro_batch_size=size)
 
     @classmethod
     async def _spawn(cls, buffers: SharedBuffers, nice: int) -> TrainerProcess:
@@ -263,6 +285,14 @@ class TrainerProcess:
         if self._process.returncode is None:
             with suppress(ProcessLookupError):  # it ended by itself just now
                 self._process.kill()
+
+
+def _smaller_micro_batch(start: Start) -> int:
+    """Samples at a time of each of several ranks after a size that did not fit; 0: none left."""
+    num_ranks = len(start.device.split(","))
+    batch_size = config.decode(start.prepared).training.batch_size
+    tried = min(start.micro_batch_size or batch_size, -(-batch_size // num_ranks))
+    return (tried + 1) // 2 if num_ranks > 1 and tried > 1 else 0
 
 
 def error_of(failed: Failed) -> TrainingError | ConfigError:

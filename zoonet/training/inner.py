@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoonet.config import TrainingSpec
-from zoonet.training.models import FlatModel
+from zoonet.training.models import Part, PlacedModel
 
 _EPSILON = 1e-8
 _MUON_MOMENTUM = 0.95
@@ -39,8 +39,9 @@ def learning_rate(progress: float, spec: TrainingSpec) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One parameter: the views of the flat vectors that are its own."""
+    """One parameter, or a rank's rows of it: the views of the flat vectors that are its own."""
 
+    num_rows: int  # of the whole parameter
     theta: Tensor
     grad: Tensor
     first: Tensor
@@ -49,21 +50,21 @@ class _Block:
 
 
 class InnerOptimizer:
-    """Steps `flat.theta_P` along `flat.grad_P`. Decays matrices only, decoupled (AdamW).
+    """Steps the parameters along `flat.grad_P`. Decays matrices only, decoupled (AdamW).
 
     With Muon (MuLoCo, arXiv 2505.23725), hidden matrices step along their orthogonalised
     momentum, scaled so that the learning rate means what it means to AdamW (arXiv 2502.16982).
     """
 
-    def __init__(self, flat: FlatModel, spec: TrainingSpec, hidden: frozenset[str]) -> None:
+    def __init__(self, flat: PlacedModel, spec: TrainingSpec, hidden: frozenset[str]) -> None:
         self._flat = flat
         self._spec = spec
-        self._first_P = torch.zeros_like(flat.theta_P)
-        self._second_P = torch.zeros_like(flat.theta_P)
+        self._first_P = torch.zeros_like(flat.grad_P)
+        self._second_P = torch.zeros_like(flat.grad_P)
         self._num_steps = 0
-        longest = max(shape.numel() for _, shape in flat.spans.values())
+        longest = max(part.theta.numel() for part in flat.parts.values())
         self._scratch = torch.empty(longest, device=flat.device)
-        blocks = {name: self._block(*place) for name, place in flat.spans.items()}
+        blocks = {name: self._block(part) for name, part in flat.parts.items()}
         muon = hidden if spec.optimizer == "muon" else frozenset()
         self._muon_blocks = [block for name, block in blocks.items() if name in muon]
         self._adamw_blocks = [block for name, block in blocks.items() if name not in muon]
@@ -76,24 +77,24 @@ class InnerOptimizer:
 
     def load_(self, inner_N: NDArray[np.float32]) -> None:
         """Take over a mirrored state. Raises ValueError for one that no optimizer left."""
-        size = self._first_P.numel()
+        size = self._flat.num_parameters
         if inner_N.shape != (2 * size + 1,) or not inner_N[-1] >= 0:
             raise ValueError(f"an inner state of shape {inner_N.shape}, {inner_N[-1:]} steps")
-        self._first_P.copy_(torch.from_numpy(inner_N[:size]))
-        self._second_P.copy_(torch.from_numpy(inner_N[size : 2 * size]))
+        self._flat.take_(self._first_P, inner_N[:size])
+        self._flat.take_(self._second_P, inner_N[size : 2 * size])
         self._num_steps = int(inner_N[-1])
 
     def store(self, out_N: NDArray[np.float32]) -> None:
         """Mirror the state into CPU memory."""
-        size = self._first_P.numel()
-        torch.from_numpy(out_N[:size]).copy_(self._first_P)
-        torch.from_numpy(out_N[size : 2 * size]).copy_(self._second_P)
+        size = self._flat.num_parameters
+        self._flat.give(self._first_P, out_N[:size])
+        self._flat.give(self._second_P, out_N[size : 2 * size])
         out_N[-1] = self._num_steps
 
     @torch.no_grad()
     def step_(self, lr: float) -> Tensor:
         """Clip the gradient to `grad_clip`, take one step, and return the gradient's norm ()."""
-        norm: Tensor = torch.linalg.vector_norm(self._flat.grad_P)
+        norm = self._flat.grad_norm()
         if self._spec.grad_clip > 0:
             self._flat.grad_P.mul_((self._spec.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         self._num_steps += 1
@@ -120,16 +121,21 @@ class InnerOptimizer:
         block.first.lerp_(block.grad, 1 - _MUON_MOMENTUM)
         nesterov = block.grad.lerp(block.first, _MUON_MOMENTUM)
         is_mixed = self._spec.precision == "bf16" and block.theta.is_cuda
-        update = orthogonalised(nesterov, torch.bfloat16 if is_mixed else torch.float32)
+        ranks = self._flat.ranks
+        whole = ranks.whole(nesterov, block.num_rows)  # a matrix is orthogonalised by all ranks
+        update = orthogonalised(whole, torch.bfloat16 if is_mixed else torch.float32)
         block.theta.mul_(1 - lr * self._spec.weight_decay)
-        block.theta.add_(update, alpha=-lr * 0.2 * math.sqrt(max(update.shape)))
+        rate = lr * 0.2 * math.sqrt(max(update.shape))
+        block.theta.add_(update[ranks.rows(block.num_rows)], alpha=-rate)
 
-    def _block(self, span: slice, shape: torch.Size) -> _Block:
+    def _block(self, part: Part) -> _Block:
+        shape = part.theta.shape
         return _Block(
-            theta=self._flat.theta_P[span].view(shape),
-            grad=self._flat.grad_P[span].view(shape),
-            first=self._first_P[span].view(shape),
-            second=self._second_P[span].view(shape),
+            num_rows=part.shape[0] if part.shape else 1,
+            theta=part.theta,
+            grad=part.grad,
+            first=self._first_P[part.own].view(shape),
+            second=self._second_P[part.own].view(shape),
             scratch=self._scratch[: shape.numel()].view(shape),
         )
 

@@ -31,7 +31,8 @@ class Start(Message, frozen=True, kw_only=True, tag="start"):
     train_path: str  # token files
     heldout_path: str
     tokenizer_path: str
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    device: str = "auto"  # "auto", "cpu", "cuda:1", "mps", or one a rank: "cuda:0,cuda:1"
+    micro_batch_size: Annotated[int, Meta(ge=0)] = 0  # samples at a time; 0: the batch, if it fits
     num_threads: int = 1  # of CPU arithmetic
     gpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0  # of the GPU's memory
     is_compiled: bool = False  # train through torch.compile, where there is a compiler

@@ -31,13 +31,13 @@ from zoonet.training.gradient import BatchGradient, BatchLoss
 from zoonet.training.inner import InnerOptimizer, learning_rate
 from zoonet.training.memory import is_memory_error, memory_errors_told
 from zoonet.training.messages import Sample, Start, Train
-from zoonet.training.models import FlatModel, hidden_matrices
+from zoonet.training.models import FlatModel, PlacedModel, ShardedModel, hidden_matrices
 from zoonet.training.order import SampleOrder
+from zoonet.training.ranks import ALONE, Group, Ranks
 from zoonet.training.tokenizers import MAX_TOKENIZER_BYTES, load_tokenizer
 from zoonet.training.tokens import Batch, TokenFile
 
 _EVAL_TOKENS_PER_BATCH = 4096
-_SHIFT_ELEMENTS = 1 << 24  # that are on the device twice for a moment
 
 Vector = NDArray[np.float32]
 
@@ -48,11 +48,12 @@ class TrainingSession:
     Training is `begin`, then `step` for each slot; `finish_round` writes down where it stands.
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, ranks: Ranks = ALONE) -> None:
         prepared = config.decode(start.prepared)
         self.spec = prepared.training
         self.model_spec = prepared.model
-        self.device = pick_device(start.device)
+        self._ranks = ranks
+        self.device = pick_device(rank_devices(start.device)[ranks.rank])
         if self.device.type == "cuda":
             torch.cuda.set_per_process_memory_fraction(start.gpu_share, self.device)
         self._tokenizer_path = Path(start.tokenizer_path)
@@ -63,25 +64,36 @@ class TrainingSession:
         self._order = SampleOrder(len(self._train_tokens), context, self.spec.seed)
         self._size = f"{prepared.num_parameters} parameters"
         with memory_errors_told(self._size):
-            self._flat = FlatModel(prepared.model, prepared.num_parameters, self.device)
+            self._flat = self._place(prepared)
             if self.spec.activation_checkpointing:
                 self._flat.model.checkpoint_activations()
             hidden = hidden_matrices(self._flat.model, vocab_size)
             self._optimizer = InnerOptimizer(self._flat, self.spec, hidden)
-        self._gradient = BatchGradient(self._flat.model, self._flat.grad_P, self.spec)
-        self._loss = BatchLoss(self._flat.model, self.device, self.spec)
+        model = self._flat.model
+        self._gradient = BatchGradient(model, self._flat.grad_P, self.spec, ranks)
+        self._gradient.micro_batch_size = start.micro_batch_size or self.spec.batch_size
+        most_samples = self._gradient.micro_batch_size if ranks.size > 1 else 0
+        self._loss = BatchLoss(model, self.device, self.spec, ranks, most_samples)
         self._losses: list[tuple[int, torch.Tensor]] = []  # of each slot since they were taken
         self.warning = self._compile() if start.is_compiled else ""  # for the peer's owner
+        if ranks.size > 1:
+            self._rehearse()  # memory has to run out now or never
+
+    def _place(self, prepared: config.PreparedJob) -> PlacedModel:
+        size = prepared.num_parameters
+        if isinstance(self._ranks, Group):
+            return ShardedModel(prepared.model, size, self.device, self._ranks)
+        return FlatModel(prepared.model, size, self.device)
 
     @property
     def num_parameters(self) -> int:
         """P."""
-        return self._flat.theta_P.numel()
+        return self._flat.num_parameters
 
     @property
     def layout(self) -> Layout:
         """Names and shapes of the tensors within the flat vector, in order."""
-        return tuple((name, tuple(shape)) for name, (_, shape) in self._flat.spans.items())
+        return self._flat.layout
 
     @property
     def tokens_per_step(self) -> int:
@@ -130,12 +142,16 @@ class TrainingSession:
     def _compile(self) -> str:
         """Train through the compiler from now on, or return why not."""
         self._gradient.loss_of = compiled(self._flat.model)
-        self._flat.model.train()
-        tokens_BT = np.zeros((self.spec.batch_size, self.model_spec.context), np.int64)
-        reason = try_out(lambda: self._gradient.backward((tokens_BT, tokens_BT), 0))
+        reason = try_out(self._rehearse)
         if reason:
             self._gradient.loss_of = self._flat.model
         return reason
+
+    def _rehearse(self) -> None:
+        """Compute a gradient for nothing."""
+        self._flat.model.train()
+        tokens_BT = np.zeros((self.spec.batch_size, self.model_spec.context), np.int64)
+        self._gradient.backward((tokens_BT, tokens_BT), 0)
 
     def take_loss(self) -> float:
         """Return the mean loss of the steps since the last call (0 where there were none).
@@ -144,7 +160,8 @@ class TrainingSession:
         """
         if not self._losses:
             return 0.0
-        losses: list[float] = torch.stack([loss for _, loss in self._losses]).tolist()
+        parts = torch.stack([loss for _, loss in self._losses])
+        losses: list[float] = (self._ranks.total(parts) / self._ranks.size).tolist()
         slots = [slot for slot, _ in self._losses]
         self._forget_loss()
         for slot, loss in zip(slots, losses, strict=True):
@@ -158,10 +175,8 @@ class TrainingSession:
 
     def shift(self, by_P: Vector) -> None:
         """Move the parameters, as others' work asks for; the inner state stays."""
-        with memory_errors_told(f"a shift of {self._size}"), torch.no_grad():
-            for start in range(0, by_P.size, _SHIFT_ELEMENTS):
-                block = slice(start, start + _SHIFT_ELEMENTS)
-                self._flat.theta_P[block] += torch.from_numpy(by_P[block]).to(self.device)
+        with memory_errors_told(f"a shift of {self._size}"):
+            self._flat.shift_(by_P)
 
     def reload(self, theta_P: Vector) -> None:
         """Replace the parameters; the inner state stays."""
@@ -173,7 +188,7 @@ class TrainingSession:
         Raises NonFiniteLoss or OutOfDeviceMemory, and then writes nothing.
         """
         with memory_errors_told(f"a look at {self._size}"):
-            is_finite = bool(torch.isfinite(self._flat.theta_P).all())
+            is_finite = self._flat.is_finite()
         if not is_finite:
             raise NonFiniteLoss("a step made parameters infinite; lower training.inner_lr")
         self._flat.store(theta_P)
@@ -190,6 +205,15 @@ class TrainingSession:
         """
         with self._looking_at(theta_P):
             return self._evaluate(max_tokens, is_stopped)
+
+    def agreed(self, is_stopped: Callable[[], bool]) -> Callable[[], bool]:
+        """Turn a question into one that all ranks ask together: yes, where one of them says so."""
+
+        def ask() -> bool:
+            answer = torch.tensor(float(is_stopped()), device=self.device)
+            return self._ranks.total(answer).item() > 0
+
+        return ask
 
     @contextmanager
     def _looking_at(self, theta_P: Vector) -> Iterator[None]:
@@ -259,6 +283,11 @@ def position(command: Train, step: int, total_tokens: int) -> float:
     """
     planned = command.tokens_planned * (step + 0.5) / max(1, command.steps)
     return min(1.0, (command.tokens_done + planned) / total_tokens)
+
+
+def rank_devices(names: str) -> list[str]:
+    """The device of each rank, from names such as "cuda:0,cuda:1": several share one model."""
+    return names.split(",")
 
 
 def pick_device(name: str) -> torch.device:

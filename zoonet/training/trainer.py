@@ -7,12 +7,13 @@ when its pipe closes, even in the middle of a round.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import socket
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -44,10 +45,9 @@ from zoonet.training.messages import (
     Train,
     Trained,
 )
-from zoonet.training.session import TrainingSession
+from zoonet.training.parent import die_with_parent
+from zoonet.training.session import TrainingSession, rank_devices
 from zoonet.training.workload import Workload
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Trainer:
@@ -136,7 +136,7 @@ def run(pipe_fd: int, memory_fd: int) -> None:
         raise RuntimeError(f"{type(start).__name__} arrived before Start")
     torch.set_num_threads(start.num_threads)
     with _reported_failures(channel):
-        session = TrainingSession(start)
+        session = open_session(start, channel, memory_fd)
     num_parameters = config.decode(start.prepared).num_parameters
     with session, SharedBuffers.attach(memory_fd, num_parameters) as buffers:
         ready = Ready(
@@ -149,6 +149,28 @@ def run(pipe_fd: int, memory_fd: int) -> None:
         Trainer(channel, buffers, session).serve()
 
 
+def open_session(start: Start, channel: Channel, memory_fd: int) -> TrainingSession:
+    """Load the job on the devices that `start` names. Raises ConfigError, OutOfDeviceMemory."""
+    if len(rank_devices(start.device)) == 1:
+        return TrainingSession(start)
+    if start.is_compiled:
+        raise ConfigError("--compile works with one device so far; leave one of the two out")
+    from zoonet.training import crew  # for several devices alone
+
+    def on_death(rank: int, code: int) -> None:
+        """End with the member: this process may wait for it in the middle of a step."""
+        if code == crew.OUT_OF_MEMORY and not is_loaded.is_set():
+            reason = f"rank {rank} has too little memory"
+            channel.send(Failed(kind="out-of-memory", message=reason))
+        print(f"rank {rank} ended with exit code {code}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    is_loaded = threading.Event()
+    session = crew.LedSession(start, crew.Crew(start, memory_fd, on_death))
+    is_loaded.set()
+    return session
+
+
 @contextmanager
 def _reported_failures(channel: Channel) -> Iterator[None]:
     """Tell the node of an expected failure to load, and end."""
@@ -159,12 +181,6 @@ def _reported_failures(channel: Channel) -> Iterator[None]:
         raise PipeClosed from error
 
 
-def _die_with_parent() -> None:
-    """Let the kernel end this process with its parent (Linux), however long a step takes."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def main() -> None:
     """Entry point of the spawned process."""
     parser = argparse.ArgumentParser()
@@ -172,12 +188,17 @@ def main() -> None:
     parser.add_argument("--memory", type=int, required=True)
     parser.add_argument("--nice", type=int, default=0)
     arguments = parser.parse_args()
-    _die_with_parent()
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(arguments.nice)
-    with suppress(PipeClosed):
-        run(arguments.pipe, arguments.memory)
-    os._exit(0)  # nothing is left to save, and taking torch apart costs most of a second
+    code = 0
+    try:
+        with suppress(PipeClosed):
+            run(arguments.pipe, arguments.memory)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    os._exit(code)  # nothing is left to save, and taking torch apart costs most of a second
 
 
 if __name__ == "__main__":

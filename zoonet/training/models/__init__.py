@@ -9,10 +9,14 @@ from zoonet.training.models.build import (
     layout_of,
     unflatten_,
 )
-from zoonet.training.models.flat import FlatModel
+from zoonet.training.models.flat import FlatModel, Part, PlacedModel
+from zoonet.training.models.sharded import ShardedModel
 
 __all__ = [
     "FlatModel",
+    "Part",
+    "PlacedModel",
+    "ShardedModel",
     "build_model",
     "count_parameters",
     "flatten",
