@@ -34,7 +34,12 @@ def bootstrap(**options: Any) -> None:
 @click.command(cls=Command)
 @click.option("--client", is_flag=True, help="Only dial out, be reached through relays.")
 @click.option("--lan/--no-lan", default=True, help="Look for peers on the local network.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:1, ... Several hold one model together: cuda:0,cuda:1.",
+)
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="On a CPU."
 )
@@ -67,6 +72,7 @@ def peer(**options: Any) -> None:
       zoonet peer                    # peers met before, then the local network, then alone
       zoonet peer --hours 22-7 --memory-share 0.5
       zoonet peer --device cuda:1 --compile
+      zoonet peer --device cuda:0,cuda:1
     """
     from peers import peer as role
     from zoonet.jobs import ProviderPolicy
@@ -81,6 +87,7 @@ def peer(**options: Any) -> None:
         gpu_share=options.pop("gpu_share"),
         memory_share=options.pop("memory_share"),
         max_parameters=options.pop("max_parameters"),
+        num_devices=options["device"].count(",") + 1,
     )
     role.main(role.PeerOptions(policy=policy, **_role_options(options)))
 

@@ -12,6 +12,7 @@ from zoonet.errors import OutOfDeviceMemory
 from zoonet.training.gradient import BatchGradient, BatchLoss, autocast, slot_seed
 from zoonet.training.memory import is_memory_error, memory_errors_told
 from zoonet.training.models.base import TrainableModel
+from zoonet.training.ranks import Ranks
 
 SEEDS = [2034360545866830968, 8909348466055004667]
 SPEC = TrainingConfig(tokens=1, batch_size=6)
@@ -116,6 +117,39 @@ def test_every_way_to_say_that_memory_ran_out_becomes_one_error(error: RuntimeEr
         raise error
     assert caught.value.__cause__ is error
     assert not is_memory_error(RuntimeError("shapes cannot be multiplied"))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("at_a_time", [1, 2, 6])
+@pytest.mark.parametrize("num_samples", [1, 3, 6])
+def test_ranks_share_a_batch_so_that_each_sample_counts_once_and_all_take_as_many_turns(
+    size: int, at_a_time: int, num_samples: int
+) -> None:
+    turns = []
+    counted: list[int] = []
+    for rank in range(size):
+        ranks = Ranks()
+        ranks.rank, ranks.size = rank, size
+        shares = list(ranks.shares(num_samples, at_a_time, is_separable=True))
+        turns.append(len(shares))
+        assert all(0 < share.stop - share.start <= at_a_time for share, _ in shares)
+        counted += [i for share, count in shares if count for i in range(num_samples)[share]]
+        whole = list(ranks.shares(num_samples, at_a_time, is_separable=False))
+        assert whole == [(slice(0, num_samples), 0 if rank else num_samples)]
+    assert len(set(turns)) == 1
+    assert counted == list(range(num_samples))
+
+
+def test_a_rank_that_has_too_little_memory_does_not_go_on_alone() -> None:
+    ranks = Ranks()
+    ranks.size = 2
+    model = LinearModel(1)
+    assert model.weight.grad is not None
+    gradient = BatchGradient(model, model.weight.grad, SPEC, ranks)
+    batch: Any = (np.ones((6, 3), np.float32), np.ones((6, 3), np.float32))
+    with pytest.raises(OutOfDeviceMemory, match="6 samples"):
+        gradient.backward(batch, 0)
+    assert len(model.seen) == 1
 
 
 def test_any_other_error_is_not_taken_for_a_lack_of_memory() -> None:

@@ -29,6 +29,7 @@ class ProviderPolicy(Section):
     gpu_share: float = 1.0  # of each GPU's memory
     memory_share: float = 0.8  # of the machine's memory
     max_parameters: int = 0  # 0: as large as memory allows
+    num_devices: int = 1  # that hold one model together, an equal part each
 
     def check(self) -> None:
         self.require_between(0, 23, "from_hour")
@@ -37,6 +38,7 @@ class ProviderPolicy(Section):
         self.require("gpu_share", 0 < self.gpu_share <= 1, "more than 0 and at most 1")
         self.require("memory_share", 0 < self.memory_share <= 1, "more than 0 and at most 1")
         self.require("max_parameters", self.max_parameters >= 0, "0 or more")
+        self.require_between(1, 1024, "num_devices")
 
     def is_open(self, hour: float) -> bool:
         """Tell whether jobs are taken at this local hour (0 up to 24)."""
@@ -67,14 +69,15 @@ def misfit(
 
 
 def _memory_misfit(num_parameters: int, hardware: Hardware, policy: ProviderPolicy) -> str:
-    trainer_bytes = num_parameters * TRAINER_BYTES_PER_PARAMETER + WORKING_BYTES
+    part_bytes = num_parameters * TRAINER_BYTES_PER_PARAMETER // policy.num_devices
+    trainer_bytes = part_bytes + WORKING_BYTES  # of each device
     host_bytes = num_parameters * NODE_BYTES_PER_PARAMETER + WORKING_BYTES
     if hardware.num_gpus:
         share_bytes = int(policy.gpu_share * hardware.gpu_memory_bytes)
         if trainer_bytes > share_bytes:
             return f"it needs {_gb(trainer_bytes)} of GPU memory, {_gb(share_bytes)} may be used"
     else:
-        host_bytes += trainer_bytes
+        host_bytes += trainer_bytes * policy.num_devices
     share_bytes = int(policy.memory_share * hardware.memory_bytes)
     if host_bytes > share_bytes:
         return f"it needs {_gb(host_bytes)} of memory, {_gb(share_bytes)} may be used"

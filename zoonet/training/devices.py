@@ -10,10 +10,23 @@ from zoonet.errors import ConfigError
 def check_device(name: str) -> None:
     """Raise ConfigError where a trainer could not run on the device of that name here.
 
-    Nothing is allocated on it. "auto" always can.
+    Several, with commas between them, hold each model together. Nothing is allocated on them.
+    "auto" always can.
     """
-    if name == "auto":
+    names = name.split(",")
+    if names == ["auto"]:
         return
+    for each in names:
+        _check_one(each)
+    if len({torch.device(each).type for each in names}) > 1:
+        raise ConfigError(f"--device {name!r} names devices of several kinds; take one kind")
+    is_cpu = names[0] == "cpu"
+    is_each_once = len(set(names)) == len(names) and all(":" in each for each in names)
+    if len(names) > 1 and not is_cpu and not is_each_once:
+        raise ConfigError(f"--device {name!r}: name each once, such as cuda:0,cuda:1")
+
+
+def _check_one(name: str) -> None:
     try:
         device = torch.device(name)
     except (RuntimeError, ValueError) as error:

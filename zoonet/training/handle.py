@@ -156,7 +156,7 @@ class TrainerProcess:
                 return trainer, await trainer._request(start, Ready)
             except BaseException as error:
                 await trainer._close()
-                size = _smaller_micro_batch(start) if isinstance(error, OutOfDeviceMemory) else 0
+                size = smaller_micro_batch(start) if isinstance(error, OutOfDeviceMemory) else 0
                 if not size:
                     raise
             logger.info("trainer starts anew, out of memory: micro_batch=%d", size)
@@ -287,7 +287,7 @@ class TrainerProcess:
                 self._process.kill()
 
 
-def _smaller_micro_batch(start: Start) -> int:
+def smaller_micro_batch(start: Start) -> int:
     """Samples at a time of each of several ranks after a size that did not fit; 0: none left."""
     num_ranks = len(start.device.split(","))
     batch_size = config.decode(start.prepared).training.batch_size

@@ -140,7 +140,7 @@ def run(pipe_fd: int, memory_fd: int) -> None:
     num_parameters = config.decode(start.prepared).num_parameters
     with session, SharedBuffers.attach(memory_fd, num_parameters) as buffers:
         ready = Ready(
-            device=str(session.device),
+            device=str(session.device) if is_alone(start) else start.device,
             num_parameters=num_parameters,
             layout=session.layout,
             warning=session.warning,
@@ -151,7 +151,7 @@ def run(pipe_fd: int, memory_fd: int) -> None:
 
 def open_session(start: Start, channel: Channel, memory_fd: int) -> TrainingSession:
     """Load the job on the devices that `start` names. Raises ConfigError, OutOfDeviceMemory."""
-    if len(rank_devices(start.device)) == 1:
+    if is_alone(start):
         return TrainingSession(start)
     if start.is_compiled:
         raise ConfigError("--compile works with one device so far; leave one of the two out")
@@ -169,6 +169,11 @@ def open_session(start: Start, channel: Channel, memory_fd: int) -> TrainingSess
     session = crew.LedSession(start, crew.Crew(start, memory_fd, on_death))
     is_loaded.set()
     return session
+
+
+def is_alone(start: Start) -> bool:
+    """Tell whether one device holds the whole model."""
+    return len(rank_devices(start.device)) == 1
 
 
 @contextmanager
