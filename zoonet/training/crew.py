@@ -19,8 +19,8 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Final
 
@@ -132,59 +132,58 @@ class LedSession(TrainingSession):
         super().__init__(start, crew.meet(start))
         self._crew = crew
 
-    def begin(self, theta_P: Vector, inner_N: Vector | None) -> None:
-        self._crew.tell(Begin(has_inner_state=inner_N is not None))
-        super().begin(theta_P, inner_N)
-        self._crew.confirm()
-
-    def step(self, slot: int, progress: float) -> None:
-        self._crew.tell(Step(slot=slot, progress=progress))
+    @contextmanager
+    def _together(self, order: Order) -> Iterator[None]:
+        """Have the members do the same meanwhile, and wait for them."""
+        self._crew.tell(order)
         try:
-            super().step(slot, progress)
+            yield
         except OutOfDeviceMemory as error:  # the others are in the middle of it: start all anew
             raise RuntimeError(f"rank 0: {error}") from error
+        except (TrainingError, ConfigError):
+            self._confirm(order)
+            raise
+        self._confirm(order)
+
+    def _confirm(self, order: Order) -> None:
+        if not isinstance(order, Step):
+            self._crew.confirm()
+
+    def begin(self, theta_P: Vector, inner_N: Vector | None) -> None:
+        with self._together(Begin(has_inner_state=inner_N is not None)):
+            super().begin(theta_P, inner_N)
+
+    def step(self, slot: int, progress: float) -> None:
+        self.read(slot)  # what cannot be read nobody starts on
+        with self._together(Step(slot=slot, progress=progress)):
+            super().step(slot, progress)
 
     def take_loss(self) -> float:
-        self._crew.tell(TakeLoss())
-        try:
+        with self._together(TakeLoss()):
             return super().take_loss()
-        finally:
-            self._crew.confirm()
 
     def shift(self, by_P: Vector) -> None:
-        self._crew.tell(Shift())
-        super().shift(by_P)
-        self._crew.confirm()
+        with self._together(Shift()):
+            super().shift(by_P)
 
     def reload(self, theta_P: Vector) -> None:
-        self._crew.tell(Reload())
-        super().reload(theta_P)
-        self._crew.confirm()
+        with self._together(Reload()):
+            super().reload(theta_P)
 
     def finish_round(self, theta_P: Vector, inner_N: Vector) -> None:
-        self._crew.tell(FinishRound())
-        try:
+        with self._together(FinishRound()):
             super().finish_round(theta_P, inner_N)
-        finally:
-            self._crew.confirm()
 
     def evaluate(
         self, theta_P: Vector, *, max_tokens: int, is_stopped: Callable[[], bool]
     ) -> tuple[float, int]:
-        self._crew.tell(Evaluate(max_tokens=max_tokens))
-        try:
-            return super().evaluate(
-                theta_P, max_tokens=max_tokens, is_stopped=self.agreed(is_stopped)
-            )
-        finally:
-            self._crew.confirm()
+        with self._together(Evaluate(max_tokens=max_tokens)):
+            is_stopped = self.agreed(is_stopped)
+            return super().evaluate(theta_P, max_tokens=max_tokens, is_stopped=is_stopped)
 
     def sample(self, theta_P: Vector, request: Sample) -> str:
-        self._crew.tell(request)
-        try:
+        with self._together(request):
             return super().sample(theta_P, request)
-        finally:
-            self._crew.confirm()
 
 
 class Member:
@@ -196,25 +195,25 @@ class Member:
         self._pipe = pipe
 
     def serve(self) -> None:
-        """Obey. Raises EOFError at the end, OutOfDeviceMemory."""
+        """Obey. Raises EOFError at the end, TrainingError for what failed on this rank alone."""
         while True:
             order: Order = _ORDERS.decode(self._pipe.recv_bytes())
+            if isinstance(order, Step):
+                self._session.step(order.slot, order.progress)
+                continue
             try:
                 self._obey(order)
             except OutOfDeviceMemory:
                 raise
             except (TrainingError, ConfigError):
                 pass  # rank 0 has met the same, and tells the node
-            if not isinstance(order, Step):
-                self._pipe.send_bytes(b"done")
+            self._pipe.send_bytes(b"done")
 
     def _obey(self, order: Order) -> None:
         session, buffers = self._session, self._buffers
         match order:
             case Begin(has_inner_state=has_inner_state):
                 session.begin(buffers.global_P, buffers.inner_N if has_inner_state else None)
-            case Step(slot=slot, progress=progress):
-                session.step(slot, progress)
             case TakeLoss():
                 session.take_loss()
             case Shift():
