@@ -140,7 +140,8 @@ class Chain:
         self.check_members(result.members, result.joiners)
         peers = [share.peer for share in result.contributions]
         has_any = bool(peers or result.failures)
-        if not has_any or peers != sorted(set(peers)) or not set(peers) <= set(result.members):
+        everyone = {*result.members, *result.joiners}
+        if not has_any or peers != sorted(set(peers)) or not set(peers) <= everyone:
             raise ProtocolViolation("", "contributions that are not those of members")
         if not peers and self.last is not None and result.state != self.last.state:
             raise ProtocolViolation("", "a state that nobody has contributed to")

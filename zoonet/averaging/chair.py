@@ -193,7 +193,7 @@ class Chair:
         """Slots that recent plans leased, by peer: whose claims to have trained them are known."""
         leased: dict[PeerId, Ranges] = {}
         for plan in self._plans:
-            for lease in plan.leases:
+            for lease in (*plan.leases, *plan.guests):
                 peer = PeerId(lease.peer)
                 leased[peer] = union(leased.get(peer, ()), lease.slots)
         return leased

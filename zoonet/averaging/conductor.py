@@ -75,6 +75,8 @@ class Conductor:
     links: Mapping[PeerId, PeerLinks] = field(default_factory=dict)
     done: dict[PeerId, Ranges] = field(default_factory=dict)
     roots: dict[PeerId, bytes] = field(default_factory=dict)
+    begun: set[PeerId] = field(default_factory=set)  # who has trained anything
+    all_done: float | None = None  # since when no member is waited for
     failures: dict[PeerId, Failure] = field(default_factory=dict)
     done_after_s: dict[PeerId, float] = field(default_factory=dict)
     lost: set[PeerId] = field(default_factory=set)
@@ -104,8 +106,10 @@ class Conductor:
     ) -> list[Order]:
         """A member's pseudo-gradient is complete. Slots that were not leased to it are ignored."""
         leased = self.round.slots_of(peer)
-        if peer not in self.round.members or peer in self.done:
+        if peer not in self.round.contributors or peer in self.done:
             return []
+        if peer not in self.round.members:
+            return self._on_guest_done(peer, slots, root, now)
         if not slots or not is_normal(slots) or difference(slots, leased):
             self.left_out.add(peer)
             slots = ()
@@ -120,6 +124,17 @@ class Conductor:
         ):
             self.failures[peer] = failure
         return self.on_time(now)
+
+    def _on_guest_done(self, peer: PeerId, slots: Ranges, root: bytes, now: float) -> list[Order]:
+        is_leased = is_normal(slots) and not difference(slots, self.round.slots_of(peer))
+        self.done[peer] = slots if is_leased else ()
+        self.roots[peer] = root
+        return self.on_time(now)
+
+    def on_trained(self, peer: PeerId, num_slots: int) -> None:
+        """Somebody has trained so many slots by now."""
+        if num_slots and peer in self.round.contributors:
+            self.begun.add(peer)
 
     def on_lost(self, peer: PeerId, now: float) -> list[Order]:
         """A member's stream ended, or it has been silent for too long."""
@@ -202,8 +217,21 @@ class Conductor:
                 self.stopped[peer] = now
                 orders.append(StopTraining(peer))
         if all(peer in self.left_out for peer in waiting):
-            return orders + self._next_attempt(now)
+            return orders + self._without_guests(now)
         return orders
+
+    def _without_guests(self, now: float) -> list[Order]:
+        """Take what joiners have trained so far; nobody waits long for it."""
+        if self.all_done is None:
+            self.all_done = now
+        guests = sorted(self.round.contributors - set(self.round.members) - self.lost)
+        late = [peer for peer in guests if peer not in self.done]
+        orders: list[Order] = [StopTraining(peer) for peer in late if peer not in self.stopped]
+        self.stopped |= dict.fromkeys((peer for peer in late if peer not in self.stopped), now)
+        share_s = self.patience.guest_share * (self.all_done - self.started)
+        if self.begun & set(late) and now - self.all_done < min(self.patience.guest_s, share_s):
+            return orders
+        return orders + self._next_attempt(now)
 
     def _is_straggling(self, now: float) -> bool:
         working = self._live() - self.left_out
@@ -277,7 +305,7 @@ class Conductor:
         absent = self.lost | self.left_out
         contributions = tuple(
             share_of(peer, self.done[peer])
-            for peer in self.round.members
+            for peer in sorted(self.round.contributors)
             if self.done.get(peer) and peer not in absent
         )
         if self.attempt is not None:

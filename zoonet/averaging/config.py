@@ -14,6 +14,8 @@ class Patience:
     straggle_share: float = 0.5  # extra training time, of the median member's
     straggle_s: float = 1.0  # and at least this much
     straggle_factor: float = 8.0  # of the usual time, while not even half of the members are done
+    guest_s: float = 1.0  # for joiners that train already to hand over what they have
+    guest_share: float = 0.05  # and no more than this share of the round's training
     stop_s: float = 5.0  # for a stopped straggler to hand over what it has
     report_s: float = 1.0  # for others to report the same failure
     vote_factor: float = 4.0  # of the time that the coordinator took to vote, for the others

@@ -31,6 +31,7 @@ from zoonet.averaging.messages import (
     Explained,
     Failed,
     FromCoordinator,
+    Lease,
     Planned,
     Ready,
     Round,
@@ -44,7 +45,7 @@ from zoonet.averaging.sites import cluster
 from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId, short
 from zoonet.errors import ProtocolViolation, RoundFailed
-from zoonet.ranges import Ranges
+from zoonet.ranges import Ranges, count, difference
 from zoonet.records import sign
 from zoonet.transport import Stream
 
@@ -230,6 +231,22 @@ class Coordinator:
             parent=self.seat.parent,
             leases=leases,
             joiners=tuple(joiners),
+            guests=self._guests(joiners, leases),
+        )
+
+    def _guests(self, joiners: list[PeerId], leases: tuple[Lease, ...]) -> tuple[Lease, ...]:
+        """What joiners are leased for the time that they have left; nothing where it is scarce."""
+        free = difference(self.seat.free, (piece for one in leases for piece in one.slots))
+        steps = self._config.inner_steps
+        if not joiners or count(free) < steps * (len(joiners) + 2 * len(leases)):
+            return ()
+        return lease(
+            free,
+            {peer: self._followers[peer].ready for peer in sorted(joiners)},
+            steps,
+            is_dynamic=False,  # nobody knows how long they take to fetch the state
+            known=self.seat.leased,
+            failed=self.seat.failed,
         )
 
     # --- leading ------------------------------------------------------------------------------
@@ -285,7 +302,7 @@ class Coordinator:
         self._followers.drop(peer)
         if peer == self._me:
             self._seated = None
-        if self._conductor is not None and peer in self._conductor.round.members:
+        if self._conductor is not None and peer in self._conductor.round.contributors:
             self._obey_or_end(self._conductor.on_lost(peer, self._now()))
 
     # --- a member's stream --------------------------------------------------------------------
@@ -348,7 +365,7 @@ class Coordinator:
         if peer not in (*plan.members, *plan.joiners):
             self._followers.drop(peer)
             return
-        if peer in plan.members:
+        if peer in plan.contributors:
             conductor.on_back(peer)
         if conductor.attempt is not None:
             self._tell(peer, Start(attempt=conductor.attempt))
@@ -376,6 +393,9 @@ class Coordinator:
         now = self._now()
         conductor.quiet = self._quiet()
         match message:
+            case Beat(num_slots=num_slots):
+                conductor.on_trained(peer, num_slots)
+                return []
             case Done(slots=slots, root=root, failure=failure):
                 if failure is not None and failure.peer != peer:
                     raise ProtocolViolation(peer, "somebody else's failure")

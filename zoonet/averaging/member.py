@@ -141,7 +141,7 @@ class Member:
                 raise NotInvited(self.plan, is_hearsay=False)
             tasks.create_task(self._listen(stream))
             await self._events.on_plan(self.plan, self.record)
-            if self._peer_id in self.plan.members:
+            if self._peer_id in self.plan.contributors:
                 await self._train(stream, ready, chain.num_done)
             self._events.on_phase("averaging")
             await self._average(stream)

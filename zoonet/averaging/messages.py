@@ -84,6 +84,7 @@ class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
     parent: Digest
     leases: Leases
     joiners: Peers = ()
+    guests: Leases = ()  # what joiners may train in it already, once they have the state
 
     def key(self) -> str:
         return f"round/{self.job_id}/{self.index}/{self.view}/{self.parent.hex()[:16]}"
@@ -94,13 +95,19 @@ class Round(Body, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return tuple(PeerId(lease.peer) for lease in self.leases)
 
     def lease_of(self, peer_id: PeerId) -> Lease:
-        """What is leased to the peer: nothing, where it is no member."""
+        """What is leased to the peer: nothing, where it is neither member nor guest."""
         nothing = Lease(peer_id, (), 0)
-        return next((lease for lease in self.leases if lease.peer == peer_id), nothing)
+        leases = (*self.leases, *self.guests)
+        return next((lease for lease in leases if lease.peer == peer_id), nothing)
 
     def slots_of(self, peer_id: PeerId) -> Ranges:
         """Slots leased to the peer."""
         return self.lease_of(peer_id).slots
+
+    @property
+    def contributors(self) -> frozenset[PeerId]:
+        """Those whose work may be part of it: members, and joiners that something is leased to."""
+        return frozenset((*self.members, *(PeerId(lease.peer) for lease in self.guests)))
 
     @property
     def num_steps(self) -> int:

@@ -26,7 +26,7 @@ def check_plan(plan: Round, coordinator: PeerId, chain: Chain, config: RoundsCon
         raise ProtocolViolation(coordinator, "a plan of another round")
     try:
         chain.check_members(plan.members, plan.joiners)
-        chain.check_shares(plan.leases)
+        chain.check_shares((*plan.leases, *plan.guests))
     except ProtocolViolation as error:
         raise ProtocolViolation(coordinator, f"a plan with {error.evidence}") from error
     order = chain.turns
@@ -34,16 +34,20 @@ def check_plan(plan: Round, coordinator: PeerId, chain: Chain, config: RoundsCon
         raise ProtocolViolation(coordinator, "a plan of who is not the round's coordinator")
     if len(plan.members) + len(plan.joiners) > config.max_members:
         raise ProtocolViolation(coordinator, f"a plan of {len(plan.members)} members")
+    guests = [lease.peer for lease in plan.guests]
+    if guests != sorted(set(guests)) or not set(guests) <= set(plan.joiners):
+        raise ProtocolViolation(coordinator, "a plan that leases to others than who joins")
     _check_fairness(plan, coordinator, count(chain.trainable), config)
 
 
 def _check_fairness(plan: Round, coordinator: PeerId, num_free: int, config: RoundsConfig) -> None:
     most = most_slots(config.inner_steps, config.ahead)
-    if any(count(lease.slots) > most for lease in plan.leases):
+    leases = (*plan.leases, *plan.guests)
+    if any(count(lease.slots) > most for lease in leases):
         raise ProtocolViolation(coordinator, "a plan that leases more than a member can train")
-    if any(lease.steps > count(lease.slots) for lease in plan.leases):
+    if any(lease.steps > count(lease.slots) for lease in leases):
         raise ProtocolViolation(coordinator, "a plan that asks for more than it leases")
-    if any(lease.slots and not lease.steps for lease in plan.leases):
+    if any(lease.slots and not lease.steps for lease in leases):
         raise ProtocolViolation(coordinator, "a plan that leases slots and asks for none")
     has_idle = any(not lease.slots for lease in plan.leases)
     if has_idle and num_free >= most * len(plan.members):
@@ -123,7 +127,7 @@ def check_contributions(
     culprit: str,
     failures: tuple[Failure, ...] = (),
 ) -> None:
-    """Raise ProtocolViolation unless these are members, in order, each with slots of its lease.
+    """Raise ProtocolViolation unless these take part, in order, each with slots of its lease.
 
     Nobody has to contribute where `failures` say why.
     """
@@ -136,7 +140,7 @@ def check_contributions(
     peers = [share.peer for share in shares]
     if not peers and failures:
         return
-    if not peers or peers != sorted(set(peers)) or not set(peers) <= set(plan.members):
+    if not peers or peers != sorted(set(peers)) or not plan.contributors.issuperset(peers):
         raise ProtocolViolation(culprit, "contributors that are no members")
     for share in shares:
         leased = plan.slots_of(PeerId(share.peer))
