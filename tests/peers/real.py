@@ -137,11 +137,12 @@ async def invitation_of(child: Child) -> str:
 
 
 def descendants(child: Child) -> dict[str, psutil.Process]:
-    """A peer's own child processes: its daemon, and its trainer while it has a job."""
+    """A peer's own child processes: its daemon and, while it has a job, its trainer's ranks."""
     found = {}
     for process in psutil.Process(child.process.pid).children(recursive=True):
-        is_trainer = "zoonet.training.trainer" in process.cmdline()
-        found["trainer" if is_trainer else process.name()] = process
+        roles = {"zoonet.training.trainer": "trainer", "zoonet.training.crew": "rank"}
+        role = next((roles[word] for word in process.cmdline() if word in roles), process.name())
+        found[role] = process
     return found
 
 

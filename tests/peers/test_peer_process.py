@@ -68,6 +68,39 @@ async def test_a_signal_in_the_middle_of_training_leaves_only_the_state_director
 
 @pytest.mark.slow
 @pytest.mark.asyncio
+async def test_a_peer_of_two_devices_trains_with_one_of_one_and_survives_the_loss_of_a_rank(
+    scratch: Path,
+) -> None:
+    async with swarm_in(scratch) as swarm:
+        one = await swarm.peer("one")
+        address = await invitation_of(one)
+        two = await swarm.peer("two", "--join", address, "--device", "cpu,cpu")
+        await said(two, "joined")
+        await swarm.submit(address, tokens=ENDLESS, min_peers=2)
+        await asyncio.gather(*(said(peer, "certified round=1") for peer in (one, two)))
+        children = descendants(two)
+        assert set(children) == {"p2pd", "trainer", "rank"}
+
+        children["rank"].kill()
+        await said(two, "the local work of this round is lost: the trainer process ended")
+        assert await gone(children["rank"], children["trainer"])
+        while two.log_path.read_text().count("trainer ready") < 2:
+            await asyncio.sleep(0.05)
+        others = descendants(two)
+        assert set(others) == {"p2pd", "trainer", "rank"}
+        log = two.log_path.read_text()
+        so_far = log.count("certified round=")
+        while two.log_path.read_text().count("certified round=") < so_far + 2:
+            await asyncio.sleep(0.05)
+
+        two.process.terminate()
+        assert await two.process.wait() == 0
+        assert await gone(*others.values())
+        assert temporary_files(scratch) == []
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
 async def test_after_a_power_cut_nothing_runs_on_and_the_next_start_sweeps(scratch: Path) -> None:
     async with swarm_in(scratch) as swarm:
         peer = await swarm.peer("alone")

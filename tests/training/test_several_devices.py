@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+import torch
 import uvloop
 
 from zoonet.errors import ConfigError, TrainingError
@@ -21,6 +22,10 @@ from zoonet.training.inline import InlineTrainer
 from zoonet.training.messages import Sample, Start, Train
 
 TWO = "cpu,cpu"
+ON_TWO_GPUS = (
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+)
 MODELS: dict[str, dict[str, Any]] = {
     "gpt": {"num_layers": 2},
     "embedding": {"kind": "embedding"},
@@ -60,7 +65,7 @@ def buffers_of(job: Any) -> SharedBuffers:
 
 
 def on_two(start: Start, **changes: Any) -> Start:
-    return msgspec.structs.replace(start, device=TWO, **changes)
+    return msgspec.structs.replace(start, **{"device": TWO, **changes})
 
 
 @pytest.mark.parametrize(
@@ -72,8 +77,9 @@ def on_two(start: Start, **changes: Any) -> Start:
         ("embedding", {"task": "embedding"}),
     ],
 )
+@pytest.mark.parametrize("devices", [TWO, pytest.param("cuda:0,cuda:1", marks=ON_TWO_GPUS)])
 def test_two_ranks_train_what_one_device_trains(
-    make_job: Callable[..., Any], kind: str, training: dict[str, Any]
+    make_job: Callable[..., Any], kind: str, training: dict[str, Any], devices: str
 ) -> None:
     if kind == "transformers":
         pytest.importorskip("transformers")
@@ -82,11 +88,11 @@ def test_two_ranks_train_what_one_device_trains(
     async def main() -> None:
         with buffers_of(job) as near, buffers_of(job) as far:
             async with (
-                TrainerProcess.open(on_two(job.start), far) as two,
+                TrainerProcess.open(on_two(job.start, device=devices), far) as two,
                 InlineTrainer.open(job.start, near) as one,
             ):
                 assert two.layout == one.layout
-                assert two.device == TWO
+                assert two.device == devices
                 for command in (
                     train((0, 5)),
                     train((9, 12), has_inner_state=True),
