@@ -10,7 +10,7 @@ import pytest
 
 from tests.contracts.networks import identity_of
 from zoonet.net.lanes.config import LanesConfig
-from zoonet.net.lanes.connection import SO_BUF_LOCK, Connection, tune
+from zoonet.net.lanes.connection import SO_BUF_LOCK, SO_MAX_PACING_RATE, Connection, tune
 from zoonet.net.lanes.line import (
     LEAST_WINDOW_BYTES,
     LOOK_S,
@@ -171,6 +171,36 @@ def test_a_connection_is_limited_while_others_share_its_line_and_no_longer() -> 
     for lane in lanes[1:]:
         lane.unsent_bytes = 0
     assert play.line.window_bytes(0.05) == 0
+
+
+def test_a_lane_alone_knows_what_each_connection_has_of_its_line() -> None:
+    play = Play("one")
+    assert play.line.part_bytes_per_s(0.05) == 0.0  # nothing is known yet
+    for _ in range(20):
+        play.pass_by(SAMPLE_S, {"one": LINE_BYTES_PER_S * SAMPLE_S}, is_waiting=True)
+    lanes = [BusyLane(1), BusyLane(0)]
+    for lane in lanes:
+        play.line.carries(lane)
+    assert play.line.part_bytes_per_s(0.05) == pytest.approx(LINE_BYTES_PER_S / 4)
+    lanes[1].unsent_bytes = 1
+    assert play.line.part_bytes_per_s(0.05) == 0.0  # they keep to their windows
+    lanes[1].unsent_bytes = 0
+    for number in range(4000):
+        play.line.arrived(RECORD_BYTES, 100.0 + number * RECORD_BYTES / (2 * LINE_BYTES_PER_S))
+    assert play.line.part_bytes_per_s(0.05) == pytest.approx(LINE_BYTES_PER_S / 2, rel=0.02)
+
+
+def test_the_kernel_keeps_to_the_pace_of_a_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    connection = Connection(near, PEER, stall_timeout_s=10.0)
+    with far:
+        connection.pace(1e6)
+        assert near.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) == 1_000_000
+        connection.pace(0)
+        assert near.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE) in (-1, (1 << 32) - 1)
+    connection.close()
 
 
 def test_a_sender_keeps_to_the_part_of_the_line_that_it_has_at_the_moment() -> None:

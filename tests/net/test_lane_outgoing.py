@@ -74,6 +74,26 @@ def test_a_slow_connection_leaves_the_last_message_to_a_fast_one() -> None:
     run(story())
 
 
+def test_a_slow_connection_does_not_rest_on_when_more_is_posted() -> None:
+    fast, slow = Pipe(1e3), Pipe(5e2)  # it would rest for minutes
+
+    async def story() -> None:
+        lane = lane_of(fast, slow)
+        slow.may_send.release(10)
+        lane.post(b"first", MESSAGE)
+        lane.post(b"second", MESSAGE)
+        await asyncio.to_thread(slow.has_rested.wait)
+        for number in range(8):
+            lane.post(b"%d" % number, MESSAGE)
+        while not slow.sent:
+            await asyncio.sleep(0)
+        fast.may_send.release(10)
+        await lane.close()
+        assert len(fast.sent) + len(slow.sent) == 10
+
+    run(story())
+
+
 def test_a_slow_connection_helps_while_there_is_much_to_send() -> None:
     fast, slow = Pipe(2e6), Pipe(1e6)
 

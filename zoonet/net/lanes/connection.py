@@ -29,6 +29,8 @@ SMOOTHED_RTT_OFFSET: Final = 68
 MIN_RTT_OFFSET: Final = 148
 NUM_SEGMENTS_OFFSET: Final = 152  # with payload, received
 OFTEN_S: Final = 0.5  # asked again within this time
+SO_MAX_PACING_RATE: Final = 47  # of Linux
+NO_RATE: Final = (1 << 64) - 1
 SO_BUF_LOCK: Final = 72  # of Linux since 5.15: whether the kernel may change a buffer's size
 TIMED_OUT: Final = (TimeoutError, BlockingIOError)  # by Python's clock, or by the kernel's
 
@@ -178,12 +180,16 @@ class Connection:
 
     def rtt_s(self) -> float:
         """Least round trip lately, in seconds; 0 where the kernel does not tell."""
+        return min(self.rtts_s())
+
+    def rtts_s(self) -> tuple[float, float]:
+        """The smoothed round trip and the least one lately; zeros where that is not told."""
         info = tcp_info(self.socket)
         if len(info) < MIN_RTT_OFFSET + 4:
-            return 0.0
+            return 0.0, 0.0
         (least_us,) = struct.unpack_from("=I", info, MIN_RTT_OFFSET)
         (smoothed_us,) = struct.unpack_from("=I", info, SMOOTHED_RTT_OFFSET)
-        return float(min(least_us, smoothed_us) or smoothed_us) / 1e6
+        return smoothed_us / 1e6, (min(least_us, smoothed_us) or smoothed_us) / 1e6
 
     def quiet_s(self) -> float:
         """Seconds since the last segment with bytes came, read or not; infinite if unknown.
@@ -206,6 +212,12 @@ class Connection:
         option, value = (socket.SO_SNDBUF, num_bytes) if num_bytes else (SO_BUF_LOCK, 0)
         with contextlib.suppress(OSError):  # not on every system
             self.socket.setsockopt(socket.SOL_SOCKET, option, value)
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Send no faster than that; 0 for as fast as the kernel likes."""
+        rate = struct.pack("=Q", int(bytes_per_s) or NO_RATE)
+        with contextlib.suppress(OSError):  # not on every system
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, rate)
 
     def abort(self) -> None:
         """Break it off, from any thread: whoever reads or writes gets StreamClosed."""

@@ -169,6 +169,18 @@ class Line:
             num_busy * num_stripes(self._most, num_busy, product_bytes), product_bytes
         )
 
+    def part_bytes_per_s(self, rtt_s: float) -> float:
+        """What each connection of a lane has that has the line to itself.
+
+        0 while that is not known, and where several lanes share it: these keep to their windows.
+        By the faster of the line's two ways, since an all-reduce needs both alike, and one that
+        was starved by the other is thought to be slow.
+        """
+        if not self._sent.bytes_per_s or self._num_busy() > 1:
+            return 0.0
+        rate = max(self._sent.bytes_per_s, self._received.bytes_per_s)
+        return rate / num_stripes(self._most, 1, rate * rtt_s)
+
     def _num_busy(self) -> int:
         with self._lock:
             return sum(lane.unsent_bytes > 0 for lane in self._lanes)

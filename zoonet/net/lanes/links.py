@@ -11,6 +11,7 @@ from typing import Final
 
 from zoonet.net.lanes.connection import Connection, Ear, tcp_info
 from zoonet.net.lanes.line import Line
+from zoonet.net.lanes.pace import Pace
 from zoonet.transport.lanes import LinkStats, Path
 
 SAMPLE_BYTES: Final = 1024 * 1024  # received before a rate is believed
@@ -19,6 +20,7 @@ GAP_S: Final = 0.05  # between two arrivals: the wire may have been busy, and th
 KERNEL_SAMPLE_BYTES: Final = 256 * 1024
 KERNEL_INTERVAL_S: Final = 0.25
 SLACK: Final = 0.2  # a window is not changed for less
+TOLERANCE: Final = 0.005  # nor a pace
 RISE: Final = 0.5  # how much of a sample counts that is above, or below, what was believed:
 FALL: Final = 0.2  # a link is as fast as its best moments, others may have used it in between
 _ACKED_AND_BUSY: Final = ((120, "=Q"), (168, "=Q"))  # in Linux' struct tcp_info: bytes and us
@@ -135,6 +137,8 @@ class KernelProbe:
         self._line = meter.line
         self._rtt_s = connection.rtt_s()
         self._window_bytes = 0
+        self._pace = Pace()
+        self._paced_at = 0.0
         if self._line is not None and self._line.leads_to(connection):
             self._line.begin(connection)
         else:
@@ -143,12 +147,18 @@ class KernelProbe:
         self._acked_bytes = self._busy_us = 0
         self.bytes_per_s = 0.0  # of this connection; 0 while unknown
 
+    @property
+    def is_far(self) -> bool:
+        """Whether the connection goes over the host's line."""
+        return self._line is not None
+
     def look(self) -> None:
         """Take a sample if it is time for one. Costs a microsecond, or one for each connection."""
+        now = time.monotonic()
         if self._line is not None:
             self._line.look()
             self._fit(self._line.window_bytes(self._rtt_s))
-        now = time.monotonic()
+            self._keep_pace(now, self._line.part_bytes_per_s(self._rtt_s))
         if now < self._next:
             return
         self._next = now + KERNEL_INTERVAL_S
@@ -171,6 +181,14 @@ class KernelProbe:
         if not low <= self._window_bytes <= high:
             self._connection.limit(window_bytes)
             self._window_bytes = window_bytes
+
+    def _keep_pace(self, now: float, part_bytes_per_s: float) -> None:
+        """Let no queue stand before the line."""
+        rtt_s, least_rtt_s = self._connection.rtts_s()
+        rate = self._pace.limit(now, rtt_s, least_rtt_s, part_bytes_per_s)
+        if abs(rate - self._paced_at) > TOLERANCE * rate:
+            self._connection.pace(rate)
+            self._paced_at = rate
 
     def close(self) -> None:
         """Forget the connection's rate."""

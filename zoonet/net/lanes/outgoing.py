@@ -228,10 +228,11 @@ class OutgoingLane:
             hand.rests_until = 0.0
             return 0.0
         now = time.monotonic()
-        if not hand.rests_until:
-            others_s = (self._unsent_bytes + len(faster) * NOT_SENT_BYTES) / sum(faster)
-            if others_s < (len(self._queue[0][1]) + NOT_SENT_BYTES) / own:
-                hand.rests_until = now + others_s
+        others_s = (self._unsent_bytes + len(faster) * NOT_SENT_BYTES) / sum(faster)
+        if others_s > (len(self._queue[0][1]) + NOT_SENT_BYTES) / own:
+            hand.rests_until = 0.0  # more has been posted meanwhile
+        elif not hand.rests_until:
+            hand.rests_until = now + others_s
         if now < hand.rests_until:
             self._ring(better)
             return min(LOOK_S, hand.rests_until - now)  # the others may have to stop meanwhile

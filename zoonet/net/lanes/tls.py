@@ -27,6 +27,7 @@ PREFIX: Final = struct.Struct(">HI")
 HEAD_BYTES: Final = 64
 RECORD_BYTES: Final = 16 * 1024  # at most, of TLS
 PIECE_BYTES: Final = 256 * 1024  # handed over at once; the stall timeout is for one of these
+FAR_PIECE_BYTES: Final = 64 * 1024  # the same over a long way, whose pace is looked at in between
 
 
 def check_sizes(connection: Connection, header_bytes: int, payload_bytes: int) -> None:
@@ -46,17 +47,19 @@ class TlsSender:
         self.connection = connection
         self._meter = meter
         self._probe = KernelProbe(connection, meter)
+        self._piece_bytes = FAR_PIECE_BYTES if self._probe.is_far else PIECE_BYTES
 
     def send(self, header: bytes, payload: memoryview) -> int:
         write, num_bytes = self.connection.write, len(payload)
+        piece_bytes = self._piece_bytes
         head = (PREFIX.pack(len(header), num_bytes) + header).ljust(HEAD_BYTES, b"\0")
         num_joined = max(0, min(num_bytes, RECORD_BYTES - len(head)))
         self._meter.sent.begin()
         try:
             write(head + payload[:num_joined])
-            for start in range(num_joined, num_bytes, PIECE_BYTES):
+            for start in range(num_joined, num_bytes, piece_bytes):
                 self._probe.look()
-                write(payload[start : start + PIECE_BYTES])
+                write(payload[start : start + piece_bytes])
         finally:
             self._meter.sent.end(num_bytes)
         self._probe.look()
