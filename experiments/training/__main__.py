@@ -23,7 +23,10 @@ from experiments.training.questions import QUESTIONS
 from experiments.training.trial import MAX_OVERRUN_SHARE
 
 NAME: Final = "training"
-EVERYBODY: Final = tuple(dict.fromkeys(c for q in QUESTIONS.values() for c in q.contenders))
+IN_SITES: Final = ("zoonet_training-site1", "zoonet_training-site5")  # for layouts such as 2x4
+EVERYBODY: Final = tuple(
+    dict.fromkeys((*(c for q in QUESTIONS.values() for c in q.contenders), *IN_SITES))
+)
 CAVEATS: Final = (
     "A step is virtual: it computes some milliseconds on this machine's cores, then waits until "
     "its time is over. A gap of up to 5 ms between two steps is taken for a device's queue.",

@@ -31,8 +31,9 @@ class Setting:
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
     inner_steps: int = 25
-    steps: int = 400  # of each peer
+    steps: int = 300  # of each peer
     seed: int = 1
+    num_layers: int = 2
     width: int = 64
     max_bytes: int = 0  # of the text; 0: all
 
@@ -55,7 +56,12 @@ class Setting:
         }
         return ComputeJob(
             name="two-level",
-            model_config={**MODEL, "width": self.width, "context": CONTEXT},
+            model_config={
+                **MODEL,
+                "context": CONTEXT,
+                "num_layers": self.num_layers,
+                "width": self.width,
+            },
             data_config={"text": self.text, "tokenizer": "char", "max_bytes": self.max_bytes},
             training_config={**TRAINING, **changed},
         )
