@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -44,6 +45,22 @@ import click
     show_default=True,
     help="Between sites: fp32, fp16, bf16, int8, e3m0 or topk2.",
 )
+@click.option(
+    "--steps", type=click.IntRange(1), default=25, show_default=True, help="Inner steps of a round."
+)
+@click.option(
+    "--step-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="Of an inner step: tells whether to wait for a round or to train ahead.",
+)
+@click.option(
+    "--momentum",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.9,
+    show_default=True,
+    help="Outer momentum.",
+)
 @click.option("--lan-codec", default="fp32", show_default=True, help="Within sites.")
 @click.option("--explain", is_flag=True, help="Draw the trees, list the slices and the lines.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -58,6 +75,9 @@ def plan(
     size: str,
     codec: str,
     lan_codec: str,
+    steps: int,
+    step_ms: float | None,
+    momentum: float,
     explain: bool,
     as_json: bool,
     debug: bool,
@@ -72,6 +92,7 @@ def plan(
       zoonet plan --explain --sites 6x4 --wan 100 --rtt 50 --size 64MB --codec int8
       zoonet plan --sites 4+1 --wan 100,5/50 --json
       zoonet plan --explain swarm.yaml
+      zoonet plan --sites 4+4 --codec int8 --steps 100 --step-ms 200 --momentum 0.6
 
     \b
     swarm.yaml, for example; rates are those of a whole site:
@@ -85,7 +106,8 @@ def plan(
     from rich.console import Console
 
     from peers.swarm_sketch import SwarmSketch, checked, load_sketch, parse_sites
-    from peers.ui.forest import explained, forest, report, summary
+    from peers.ui.forest import explained, forest, report, summary, told_meanwhile
+    from zoonet.averaging.ahead import meanwhile
 
     if file is not None:
         sketch = load_sketch(file)
@@ -100,10 +122,17 @@ def plan(
             )
         )
     found = explained(sketch)
+    decided = None
+    if step_ms is not None:
+        step_s, averaging_s = step_ms / 1000, found.forecast.total_s
+        decided = meanwhile(steps, step_s=step_s, averaging_s=averaging_s, momentum=momentum)
     if as_json:
-        print(json.dumps(report(found), indent=2))
+        row = report(found) | ({"meanwhile": asdict(decided)} if decided else {})
+        print(json.dumps(row, indent=2))
         return
     if explain:
         Console().print(forest(found), highlight=False)
         print()
     print(summary(found))
+    if decided:
+        print(told_meanwhile(decided))

@@ -14,6 +14,7 @@ from rich.tree import Tree as Drawing
 
 from peers.swarm_sketch import SwarmSketch
 from peers.ui.render import in_bytes
+from zoonet.averaging.ahead import Meanwhile
 from zoonet.averaging.plan import Plan, Tree, chunk_bounds
 from zoonet.averaging.planner import (
     Forecast,
@@ -117,6 +118,17 @@ def summary(found: Explained) -> str:
             f"{in_bytes(forecast.link_bytes)} at {in_bytes(forecast.link_bytes_per_s)}/s, "
             f"busy for {forecast.busy_s:.3f} s",
         ]
+    )
+
+
+def told_meanwhile(decided: Meanwhile) -> str:
+    """What a peer had best do while a round is averaged, in a line."""
+    if decided.steps:
+        return (
+            f"meanwhile      {decided.steps} steps ahead: {decided.gain:.0%} more work in the time"
+        )
+    return (
+        f"meanwhile      wait: going ahead would change the work in the time by {decided.gain:+.0%}"
     )
 
 

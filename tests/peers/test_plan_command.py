@@ -35,6 +35,16 @@ def test_the_summary_names_the_bytes_the_time_and_the_bottleneck() -> None:
     assert "bottleneck     the line of the site of a-01, up" in result.output
 
 
+def test_told_how_long_a_step_takes_it_says_whether_to_wait() -> None:
+    shape = ("--sites", "4+4", "--size", "64MB", "--steps", "25", "--step-ms", "1000")
+    assert "meanwhile      6 steps ahead: " in plan(*shape, "--momentum", "0.6").output
+    assert "meanwhile      wait: " in plan(*shape).output
+    assert "meanwhile" not in plan("--sites", "4+4").output
+    found = report(*shape, "--momentum", "0.6")["meanwhile"]
+    assert found["steps"] == 6
+    assert 0.1 < found["gain"] < 0.25
+
+
 def test_explained_it_draws_a_tree_for_each_site_with_roots() -> None:
     output = plan("--explain", "--sites", "3+2+1").output
     assert output.count("root of chunks") == 3
