@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from peers import runtime
 from peers.evaluations import Evaluations, evaluator_of
 from peers.node import Node
 from zoonet.averaging import (
@@ -351,6 +352,7 @@ class JobRun:
         is_due = num_rounds % self._prepared.training.eval_interval == 0
         if is_due and evaluator_of(result) == self._node.peer_id and not chain.is_finished:
             self._replica.evaluate_before_next_round(num_rounds)
+        runtime.give_back_freed()
 
     def _note_skipped(self, chain: Chain) -> None:
         """Say which data the job goes on without, and where in the file it lies."""

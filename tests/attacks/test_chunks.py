@@ -57,7 +57,7 @@ class Liar:
         return self.header(Kind.COMMITMENT), self.payload.digests
 
     def part(self, chunk: int, **fields: int) -> Message:
-        raw = bytes(self.payload.chunks[chunk])
+        raw = bytes(self.payload.chunk(chunk) or b"")
         return self.header(Kind.PART, chunk, bits=1 << self.me, **fields), raw
 
     def mean(self, chunk: int, values: float = 0.0, bits: int = 15) -> Message:

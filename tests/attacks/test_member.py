@@ -246,7 +246,7 @@ class TwoFaced:
                 if tree.root != me:
                     part = Header(Kind.PART, key, attempt.number, chunk, bits=1 << me).encode()
                     root = await self.lane(PeerId(plan.peers[tree.root]))
-                    root.post(part, bytes(self.payload.chunks[chunk]))
+                    root.post(part, bytes(self.payload.chunk(chunk) or b""))
                     continue
                 for receiver in receivers_of(plan, tree, me):
                     mean = Header(Kind.MEAN, key, attempt.number, chunk, me, everyone).encode()

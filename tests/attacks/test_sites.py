@@ -71,7 +71,7 @@ class Liar:
             if self.me not in tree.owners:
                 assert parent is not None
                 part = Header(Kind.PART, self.key, 0, chunk, bits=1 << self.me)
-                sent.append((self.names[parent], part, bytes(self.payload.chunks[chunk])))
+                sent.append((self.names[parent], part, bytes(self.payload.chunk(chunk) or b"")))
             elif parent is not None:
                 bits = self.set_of(FAR)
                 raw = self.mean_of(FAR, start, stop).tobytes()

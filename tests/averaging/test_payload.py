@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from tests.averaging.forest import Forest
-from zoonet.averaging.payload import leave_out, make_payload
+from zoonet.averaging.payload import make_payload
 from zoonet.averaging.plan import chunk_bounds, num_chunks
 from zoonet.averaging.wire import REPEATABLE, Wire
 from zoonet.codecs import NAMES, codec, encode_with_feedback
@@ -40,15 +40,15 @@ def test_what_a_payload_leaves_out_has_the_bits_of_encoding_with_feedback(name: 
             length = encode_with_feedback(
                 codec(name), delta_P[start:stop], expected_P[start:stop], out
             )
-            assert payload.chunks[number] == out[:length]
+            assert payload.chunk(number) == out[:length]
         before_P = feedback_P
-        feedback_P = leave_out(payload, codec(name), before_P)
+        feedback_P = payload.leave_out()
         assert feedback_P is not None and feedback_P.tobytes() == expected_P.tobytes()
         assert seed == 0 or feedback_P is before_P  # there is no second vector
 
 
 def test_an_exact_payload_leaves_nothing_out() -> None:
-    assert leave_out(make_payload(values(0), codec("fp32")), codec("fp32"), None) is None
+    assert make_payload(values(0), codec("fp32")).leave_out() is None
 
 
 @pytest.mark.parametrize("name", LOSSY)
@@ -94,10 +94,9 @@ def test_encoded_parts_add_up_to_the_bits_of_their_weighted_mean() -> None:
     for raw, decoded_N in zip(raws, decoded, strict=True):
         wire.codec.decode(raw, decoded_N)
     sums = [np.empty(SIZE, np.float32) for _ in range(3)]
-    scratch_N = np.empty(SIZE, np.float32)
-    wire.add_up(decoded, [3, 1, 2], sums[0], scratch_N)
-    wire.add_up(raws, [3, 1, 2], sums[1], scratch_N)
-    wire.add_up([decoded[0], *raws[1:]], [3, 1, 2], sums[2], scratch_N)
+    wire.add_up(decoded, [3, 1, 2], sums[0])
+    wire.add_up(raws, [3, 1, 2], sums[1])
+    wire.add_up([decoded[0], *raws[1:]], [3, 1, 2], sums[2])
     assert len({sum_N.tobytes() for sum_N in sums}) == 1
 
 
@@ -112,12 +111,12 @@ async def test_a_payload_holds_what_one_that_was_settled_just_before_has_left_ou
     first = make_payload(delta_P, int8)
     forest.reducers["ada"].settle(is_certified=True, is_merged=True)
     root = await forest.reducers["ada"].commit(delta_P)
-    assert root == make_payload(delta_P, int8, leave_out(first, int8, None)).root != first.root
+    assert root == make_payload(delta_P, int8, first.leave_out()).root != first.root
     await forest.close()
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("name", "num_copies"), [("fp32", 0.0), ("fp16", 1.5), ("int8", 1.5)])
+@pytest.mark.parametrize(("name", "num_copies"), [("fp32", 0.0), ("fp16", 1.0), ("int8", 1.25)])
 async def test_an_averager_alone_holds_its_feedback_and_what_is_sent(
     name: str, num_copies: float
 ) -> None:
@@ -156,3 +155,32 @@ def test_what_a_repeatable_codec_decodes_is_encoded_as_the_same_payload(name: st
     values_N = np.empty(len(valid), np.float32)
     wire.codec.decode(payload, values_N)
     assert len(valid) > 50_000 and wire.encode_again(values_N) == payload
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_a_chunk_that_was_dropped_is_the_same_bytes_for_whoever_asks_again(name: str) -> None:
+    delta_P, before_P = values(0), values(1) / 100
+    expected_P = make_payload(delta_P, codec(name), before_P.copy()).leave_out()
+    payload = make_payload(delta_P, codec(name), before_P)
+    numbers = range(num_chunks(SIZE))
+    sent = [bytes(payload.chunk(number) or b"") for number in numbers]
+    for number in numbers:
+        payload.drop(number)
+    assert payload.held_bytes == 0
+    assert [payload.chunk(number) for number in numbers[::2]] == sent[::2]
+    left_P = payload.leave_out()
+    assert left_P is not None and expected_P is not None
+    assert left_P.tobytes() == expected_P.tobytes()
+
+
+def test_a_dropped_chunk_is_not_made_of_feedback_that_has_changed_since() -> None:
+    payload = make_payload(values(0), codec("int8"), values(1) / 100)
+    payload.drop(3)
+    payload.leave_out()
+    assert payload.chunk(3) is None and payload.chunk(4) is not None
+
+
+def test_an_exact_payload_keeps_its_chunks() -> None:
+    payload = make_payload(values(0), codec("fp32"))
+    payload.drop(0)
+    assert payload.held_bytes == 4 * SIZE

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -20,7 +19,7 @@ from zoonet.averaging.lateness import Lateness
 from zoonet.averaging.links import LinkBook, PeerLinks
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.outlets import Outlets
-from zoonet.averaging.payload import Payload, leave_out, make_payload
+from zoonet.averaging.payload import Payload, make_payload
 from zoonet.averaging.plan import chunk_values, num_chunks
 from zoonet.averaging.reduction import Reduction
 from zoonet.averaging.unheard import RoundKeys
@@ -164,7 +163,7 @@ class TreeAllReduce:
         self._payload = None
         if self._reduction is not None:
             self._reduction.release_payload()
-        if is_merged and payload.values_P is not None:
+        if is_merged and not payload.is_exact:
             self._counted.append(payload)
             self._spawn(self._leave_out())
 
@@ -173,8 +172,7 @@ class TreeAllReduce:
         async with self._feedback_lock:
             while self._counted:
                 payload = self._counted.pop(0)
-                work = partial(leave_out, payload, self._wire.codec, self._feedback_P)
-                self._feedback_P = await _compute(4 * self._num_parameters, work)
+                self._feedback_P = await _compute(4 * self._num_parameters, payload.leave_out)
 
     async def slice_digests(self, number: int) -> tuple[bytes, ...]:
         """See `Averager.slice_digests`."""

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from zoonet.averaging.chunks import Header, Kind
-from zoonet.averaging.payload import room_for
+from zoonet.averaging.payload import fresh_memory, room_for
 from zoonet.averaging.plan import chunk_bounds, chunk_values, num_chunks
 from zoonet.averaging.wire import Wire
 from zoonet.exact import Vector
@@ -99,7 +99,7 @@ class Landing:
         if header.kind == Kind.MEAN:
             place = self.raw_target(header.chunk)[:num_bytes]
         elif header.kind == Kind.COMMITMENT or not self._wire.is_exact:
-            place = memoryview(bytearray(num_bytes))
+            place = fresh_memory(num_bytes)
         else:
             place = self._buffers.take(num_bytes // 4).view(np.uint8).data
         self._under_way[key] = place

@@ -412,10 +412,8 @@ class Reduction:
             if is_root:
                 self._wire.codec.decode(values[0], out_N)
             return values[0]  # as it came: nothing more is lost where nothing is added
-        scratch_N = self._buffers.take(0 if self._wire.is_exact else out_N.size)
         with np.errstate(over="ignore", invalid="ignore"):
-            self._wire.add_up(values, weights, out_N, scratch_N)
-        self._buffers.give_back(scratch_N)
+            self._wire.add_up(values, weights, out_N)
         if not (is_finite(out_N) or _is_rounded_up(parts, out_N)):
             return None
         return self._wire.encode(is_root, number, out_N, room)
@@ -453,6 +451,8 @@ class Reduction:
         chunk.mean_maker, chunk.mean_bits = maker, bits
         chunk.posted_down = set()
         if not had_it and chunk.has_mean(self._needed_bits):
+            if self._payload is not None:
+                self._payload.drop(number)
             self._num_left -= 1
             if not self._num_left:
                 self._changed()
@@ -484,10 +484,10 @@ class Reduction:
 
     def _take_own_part(self, number: int, chunk: Chunk, payload: Payload) -> None:
         """This peer's own chunk counts as the others get it."""
-        if self._me not in chunk.parts:
-            raw = payload.chunks[number]
+        if self._me not in chunk.parts and (raw := payload.chunk(number)) is not None:
             own = np.frombuffer(raw, np.float32) if self._wire.is_exact else raw
             chunk.parts[self._me] = Part(own, 1 << self._me)
+            payload.drop(number)
 
     def _size_of(self, number: int) -> int:
         start, stop = chunk_bounds(self._mean_P.size, number)
@@ -526,7 +526,11 @@ class Reduction:
             raw = chunk.sum_raw
         elif self._me in self._contributors and self._payload is not None:
             header = self._header(Kind.PART, number, bits=1 << self._me)
-            raw = self._payload.chunks[number]
+            own = self._payload.chunk(number)
+            if own is None:
+                return  # the round is over
+            raw = own
+            self._payload.drop(number)  # it goes as it leaves
         else:
             return
         chunk.posted_up = parent

@@ -102,12 +102,10 @@ class Wire:
             left_N = np.zeros(num_values, np.float32)
         return left_N, began
 
-    def add_up(
-        self, parts: Sequence[Values], weights: Sequence[int], out_N: Vector, scratch_N: Vector
-    ) -> None:
+    def add_up(self, parts: Sequence[Values], weights: Sequence[int], out_N: Vector) -> None:
         """Write the mean of parts, by weight and in this order: the bits of `weighted_mean`.
 
-        Encoded ones are decoded one after the other, so that all of them need but one scratch.
+        Encoded ones are added as they are decoded, so that they need no memory of their own.
         """
         vectors = [part for part in parts if not isinstance(part, memoryview)]
         if len(vectors) == len(parts):
@@ -116,17 +114,13 @@ class Wire:
         require_exact_arithmetic()
         total = sum(weights)
         for at, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-            product_N = scratch_N if at else out_N
-            self._write_values(part, product_N)
-            np.multiply(product_N, np.float32(weight / total), out=product_N)
-            if at:
-                np.add(out_N, product_N, out=out_N)
-
-    def _write_values(self, part: Values, out_N: Vector) -> None:
-        if isinstance(part, memoryview):
-            self.codec.decode(part, out_N)
-        else:
-            np.copyto(out_N, part)
+            share = np.float32(weight / total)
+            if isinstance(part, memoryview):
+                self.codec.accumulate(part, share, out_N, is_first=at == 0)
+            elif at:
+                np.add(out_N, np.multiply(part, share), out=out_N)
+            else:
+                np.multiply(part, share, out=out_N)
 
     def settle(self, *, is_certified: bool) -> None:
         """The round is over: what its encoding left out is sent next time, or it is forgotten."""

@@ -48,4 +48,5 @@ class _OnceARound:
         mean_P = await self._averager.average(attempt)
         self._averager.settle(is_certified=True, is_merged=True)
         self._root = None
+        runtime.give_back_freed()  # as a peer does after each round
         return mean_P
