@@ -9,10 +9,13 @@ import pytest
 from msgspec import structs
 
 from tests.averaging.forest import Forest
-from zoonet.averaging.payload import make_payload
+from zoonet.averaging.landing import Buffers
+from zoonet.averaging.payload import MAX_MAPPINGS, make_payload
 from zoonet.averaging.plan import chunk_bounds, num_chunks
+from zoonet.averaging.reduction import Reduction
 from zoonet.averaging.wire import REPEATABLE, Wire
 from zoonet.codecs import NAMES, codec, encode_with_feedback
+from zoonet.crypto import PeerId
 from zoonet.exact import Vector
 
 LOSSY = [name for name in NAMES if name != "fp32"]
@@ -184,3 +187,37 @@ def test_an_exact_payload_keeps_its_chunks() -> None:
     payload = make_payload(values(0), codec("fp32"))
     payload.drop(0)
     assert payload.held_bytes == 4 * SIZE
+
+
+def test_chunks_that_share_memory_are_the_same_bytes_as_alone() -> None:
+    delta_P = values(0, 2 * LARGE)
+    assert num_chunks(delta_P.size) > MAX_MAPPINGS
+    payload, fp16 = make_payload(delta_P, codec("fp16")), codec("fp16")
+    for number in range(num_chunks(delta_P.size)):
+        start, stop = chunk_bounds(delta_P.size, number)
+        out = memoryview(bytearray(fp16.max_bytes(stop - start)))
+        fp16.encode(delta_P[start:stop] + np.float32(0), out)  # which makes -0.0 0.0
+        assert payload.chunk(number) == out
+        if number % 2:
+            payload.drop(number)  # the one before stays
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_chunks_of_a_lossy_payload_are_let_go_as_they_leave(name: str) -> None:
+    forest = Forest(("ada", "bob"), size=SIZE, codec=name)
+    payload = make_payload(forest.vectors["ada"], codec(name))
+    posted: list[bytes] = []
+    reduction = Reduction(
+        forest.attempt,
+        PeerId(forest.plan.peers[0]),
+        payload,
+        np.empty(SIZE, np.float32),
+        Wire(codec(name)),
+        Buffers(SIZE),
+        lambda _peer, _header, raw: posted.append(bytes(raw)),
+        lambda: None,
+    )
+    reduction.adopt(forest.attempt)
+    assert payload.held_bytes > 0
+    reduction.advance()
+    assert len(posted) > 1 and payload.held_bytes == 0

@@ -17,7 +17,7 @@ from zoonet.averaging.plan import chunk_bounds, chunk_values, num_chunks
 from zoonet.codecs import Codec, note_sent
 from zoonet.exact import Vector
 
-MAX_MAPPINGS: Final = 256  # of one payload: a process may have some 65,000
+MAX_MAPPINGS: Final = 64  # of one payload: a process may have some 65,000
 LEAST_MAPPED_BYTES: Final = 16 * 1024
 
 
