@@ -3,6 +3,7 @@
     python -m experiments.soak                  two swarms for 30 minutes, then copies
     python -m experiments.soak --minutes 3      sooner, to try something
     python -m experiments.soak --only copies    these alone
+    python -m experiments.soak --only averagers the ones of averagers, without those of whole peers
     python -m experiments.soak --smoke          in a minute, whether it works
 
 One swarm averages in fp32, one in int8 with error feedback, side by side, of six and of four real
@@ -58,7 +59,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size-mib", type=float, default=16, help="of the payload in fp32")
     parser.add_argument("--period", type=float, default=8, help="seconds from round to round")
     parser.add_argument("--warm-up", type=int, default=5, help="the minute whose level counts")
-    parser.add_argument("--only", choices=("soak", "copies", "rise"), default="")
+    parser.add_argument("--only", choices=("soak", "copies", "averagers", "rise"), default="")
     parser.add_argument("--copies-mib", type=float, default=64)
     parser.add_argument("--rise-s", type=float, default=200, help="seconds of quick rounds")
     parser.add_argument("--smoke", action="store_true", help="whether it works; no figures")
@@ -179,7 +180,7 @@ def copies_goals(found: list[dict[str, Any]]) -> list[Goal]:
     """What was promised of copies."""
     return [
         Goal(
-            f"{each['variant']}: copies beside contribution and mean",
+            f"{each['variant']}, {each['num_peers']} peers: copies beside contribution and mean",
             max(*each["first_round"], *each["later_rounds"]),
             MAX_COPIES,
         )
@@ -208,7 +209,7 @@ def copies_table(found: dict[str, Any]) -> Table:
         table.add_column(column, justify="right")
     for each in found["averagers"]:
         figures = (each["first_round"], each["later_rounds"], each["between_rounds"])
-        label = f"{each['variant']}, beside contribution and mean"
+        label = f"{each['variant']}, {each['num_peers']} peers, beside contribution and mean"
         table.add_row(label, *(f"{max(values):.2f}" for values in figures))
     for each in found["whole_peers"]:
         label = f"{each['codec']}, whole peer, all in all"
@@ -302,11 +303,10 @@ async def count_copies(options: argparse.Namespace, folder: Path) -> dict[str, A
     """Averagers alone, then whole peers."""
     averagers, whole_peers = [], []
     size_mib = options.copies_mib
-    for variant in ("tls",) if options.smoke else copies.VARIANTS:
-        console.print(f"copies: {variant}")
-        num_peers = 2 if options.smoke else 4
+    for variant, num_peers in (("tls", 2),) if options.smoke else copies.CASES:
+        console.print(f"copies: {variant}, {num_peers} peers")
         averagers.append(await copies.of_the_averager(variant, num_peers, size_mib, folder))
-    for codec in () if options.smoke else codecs_of(options):
+    for codec in () if options.smoke or options.only == "averagers" else codecs_of(options):
         console.print(f"copies: whole peers, {codec}")
         settings = replace(settings_of(codec, options), size_mib=size_mib, num_leaving=0)
         whole_peers.append(await copies.of_whole_peers(settings, folder))
@@ -342,7 +342,7 @@ def main() -> None:
     options = parse()
     if options.only == "rise":
         write_rise(options)
-    if options.only not in ("copies", "rise"):
+    if options.only not in ("copies", "averagers", "rise"):
         swarms = command.run(lambda folder: soak_all(options, folder))
         path = results.write(
             "soak",

@@ -26,7 +26,11 @@ from experiments.testbed.nursery import Nursery
 from experiments.testbed.troupe import ActorFailed, Troupe
 from peers.processes import Family
 
-VARIANTS: Final = ("tls", "shm", "fp16", "int8", "e3m0")
+CASES: Final = (  # variants, and among how many peers: among two, more feedback is each one's
+    *((variant, 4) for variant in ("tls", "shm", "fp16", "bf16", "int8", "e3m0")),
+    ("fp16", 2),
+    ("int8", 2),
+)
 MIB: Final = 1 << 20
 POLL_S: Final = 0.002
 NUM_ROUNDS: Final = 6
@@ -73,7 +77,7 @@ async def of_the_averager(
     """Copies beside contribution and mean, in the first round and at most in later ones."""
     name = f"zoonet_job-{variant}"
     payload_bytes = size_mib * MIB
-    folder = folder / f"copies-{variant}"
+    folder = folder / f"copies-{variant}-{num_peers}"
     folder.mkdir()
     async with AsyncExitStack() as stack:
         bed = await stack.enter_async_context(Loopback.open(num_peers))

@@ -28,9 +28,9 @@ from zoonet.exact import Vector
 from zoonet.net.lanes import HostLanes, LanesConfig
 
 JOB_ID: Final = hashlib.sha256(b"benchmark").hexdigest()[:32]
-VARIANTS: Final = ("", "tls", "shm", "butterfly", "fp16", "int8", "e3m0", "learned")
+VARIANTS: Final = ("", "tls", "shm", "butterfly", "fp16", "bf16", "int8", "e3m0", "learned")
 # Of values up to 28, quantised twice, the second time with what was left out before.
-TOLERANCES: Final = {"fp16": 0.05, "int8": 0.3, "e3m0": 30.0}
+TOLERANCES: Final = {"fp16": 0.05, "bf16": 0.4, "int8": 0.3, "e3m0": 30.0}
 
 
 class Steered(TreeAllReduce):
