@@ -171,3 +171,34 @@ def test_in_a_role_freed_arrays_do_not_stay_in_the_heaps_of_threads() -> None:
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     assert held_mib("tamed") < 8 < held_mib("untamed")
+
+
+GIVES_BACK = """
+import threading
+import numpy as np
+from pathlib import Path
+from peers import runtime
+
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+
+runtime.tame_allocator()
+kept, large = [], []
+for _ in range(64):
+    large.append(np.ones(1 << 17))  # 1 MiB, of a heap
+    kept.append(bytes(50_000))  # so that it is not at the end of the heap when it is freed
+del large
+freed_mib = resident_mib()
+runtime.give_back_freed()
+for thread in threading.enumerate():
+    if thread.name == "malloc-trim":
+        thread.join()
+print(freed_mib - resident_mib())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no heaps")
+def test_freed_pieces_between_those_that_stay_go_back_to_the_system() -> None:
+    command = [sys.executable, "-c", GIVES_BACK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 48
