@@ -48,7 +48,7 @@ def test_a_small_job_fits_anyone_by_default() -> None:
         ({}, LAPTOP, {"kinds": ("embedding",)}, "causal-lm jobs are not taken, only embedding"),
         ({}, LAPTOP, {"from_hour": 8, "until_hour": 12}, "from 8:00 until 12:00 only"),
         ({}, LAPTOP, {"max_parameters": 1000}, "1,234 parameters are more than 1,000"),
-        ({"num_parameters": GB}, LAPTOP, {}, "it needs 33.1 GB of memory, 6.4 GB may be used"),
+        ({"num_parameters": GB}, LAPTOP, {}, "it needs 49.1 GB of memory, 6.4 GB may be used"),
         (
             {"num_parameters": GB},
             WORKSTATION,

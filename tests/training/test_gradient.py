@@ -109,9 +109,11 @@ def test_an_evaluation_of_one_sample_that_does_not_fit_is_out_of_memory() -> Non
         RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("could not create a primitive"),
+        MemoryError("Unable to allocate 9.00 GiB for an array"),
     ],
 )
-def test_every_way_to_say_that_memory_ran_out_becomes_one_error(error: RuntimeError) -> None:
+def test_every_way_to_say_that_memory_ran_out_becomes_one_error(error: Exception) -> None:
     named = pytest.raises(OutOfDeviceMemory, match="too little memory for a step")
     with named as caught, memory_errors_told("a step"):
         raise error

@@ -11,7 +11,9 @@ from zoonet.config.schema import Section
 from zoonet.crypto import PeerId, short
 from zoonet.records import Hardware, JobRecord, Signed
 
-NODE_BYTES_PER_PARAMETER: Final = 16  # outer parameters, momentum, spare copy, part buffers: fp32
+# Outer parameters and momentum, a spare of each, local work, the mirror of two Adam moments, what
+# is sent: fp32.
+NODE_BYTES_PER_PARAMETER: Final = 32
 TRAINER_BYTES_PER_PARAMETER: Final = 16  # parameters, gradients, two Adam moments: fp32
 WORKING_BYTES: Final = 512 * 1024**2  # the programs themselves and small activations
 

@@ -6,6 +6,7 @@ B = samples, T = tokens, P = flat parameters
 from __future__ import annotations
 
 import hashlib
+import logging
 import struct
 
 import torch
@@ -17,6 +18,8 @@ from zoonet.training.memory import memory_error
 from zoonet.training.models.base import TrainableModel
 from zoonet.training.ranks import ALONE, Ranks
 from zoonet.training.tokens import Batch
+
+log = logging.getLogger(__name__)
 
 
 class BatchGradient:
@@ -43,12 +46,13 @@ class BatchGradient:
             size = self.micro_batch_size
             try:
                 return self._accumulate(batch, slot)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 failure = memory_error(error, f"a micro-batch of {size} samples")
                 is_cuttable = self._model.is_batch_separable and self._ranks.size == 1
                 if size == 1 or not is_cuttable:
                     raise failure from error
             self.micro_batch_size = (size + 1) // 2
+            log.warning("memory ran out: samples at a time=%d from now on", self.micro_batch_size)
             _let_go(self._grad_P.device)
 
     def _accumulate(self, batch: Batch, slot: int) -> Tensor:
@@ -98,7 +102,7 @@ class BatchLoss:
             size = min(num_samples, self._most_samples or num_samples)
             try:
                 return self._sum(batch, size) / num_samples
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 failure = memory_error(error, f"the loss of {size} samples")
                 is_cuttable = self._model.is_batch_separable and self._ranks.size == 1
                 if size == 1 or not is_cuttable:

@@ -10,11 +10,17 @@ import torch
 
 from zoonet.errors import OutOfDeviceMemory
 
-# CUDA's and MPS's; the CPU's; what cuBLAS and cuDNN say when they find no room for their own.
-_MEMORY_WORDS: Final = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+# CUDA and MPS; the CPU; what cuBLAS, cuDNN and oneDNN say when they find no room of their own.
+_MEMORY_WORDS: Final = (
+    "out of memory",
+    "can't allocate memory",
+    "STATUS_ALLOC_FAILED",
+    "could not create a primitive",
+    "could not create a memory",
+)
 
 
-def memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
+def memory_error(error: RuntimeError | MemoryError, what: str) -> OutOfDeviceMemory:
     """Map torch's ways to say that memory ran out; re-raise anything else."""
     if not is_memory_error(error):
         raise error
@@ -23,8 +29,8 @@ def memory_error(error: RuntimeError, what: str) -> OutOfDeviceMemory:
 
 def is_memory_error(error: BaseException) -> bool:
     """Whether torch says that memory ran out; its libraries have words of their own for it."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True  # numpy's, and what C++ says where it finds no room, are MemoryErrors
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY_WORDS)
 
 
@@ -33,5 +39,5 @@ def memory_errors_told(what: str) -> Iterator[None]:
     """Raise OutOfDeviceMemory where memory runs out in the block."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         raise memory_error(error, what) from error

@@ -96,6 +96,11 @@ class TrainingSession:
         return self._flat.layout
 
     @property
+    def micro_batch_size(self) -> int:
+        """Samples that are computed at a time: fewer than a batch where memory asks for it."""
+        return self._gradient.micro_batch_size
+
+    @property
     def tokens_per_step(self) -> int:
         """Training tokens of one slot."""
         return self.spec.batch_size * self.model_spec.context
@@ -107,7 +112,7 @@ class TrainingSession:
         self.close()
 
     def close(self) -> None:
-        """Unmap the token files."""
+        """Close the token files."""
         self._train_tokens.close()
         self._heldout_tokens.close()
 
@@ -126,7 +131,9 @@ class TrainingSession:
 
         Raises OutOfDeviceMemory where even one sample at a time does not fit, and UnreadableSlot.
         """
-        loss = self._gradient.backward(self.read(slot), slot)
+        with memory_errors_told(f"the samples of data slot {slot}"):
+            batch = self.read(slot)
+        loss = self._gradient.backward(batch, slot)
         with memory_errors_told(f"a step of {self._size}"):
             norm = self._optimizer.step_(learning_rate(progress, self.spec))
             self._losses.append((slot, loss + 0.0 * norm))  # no number where either is none
