@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
 
 from tests.averaging.swarm import CountingReplica, Swarm, contributed_slots
 from zoonet.averaging import RoundsConfig
+from zoonet.ranges import count
 from zoonet.testing import run
 
 NAMES = ("ada", "bob", "cyd", "dan")
@@ -65,3 +67,43 @@ def test_a_peer_with_a_slow_link_takes_part_in_every_round(latency_s: float) -> 
     dan = swarm.peers["dan"].peer_id
     for link in swarm.peers["ada"].chain.certificates:
         assert dan in [share.peer for share in link.result.contributions]
+
+
+@pytest.mark.parametrize("slowdown", [20.0, 1000.0])
+def test_a_peer_that_becomes_slow_in_mid_round_hands_over_what_it_has(slowdown: float) -> None:
+    """Something else wants its machine: others wait half a round more, once."""
+
+    async def main() -> tuple[Swarm, list[float]]:
+        swarm = Swarm(1600, RoundsConfig(inner_steps=40, min_founders=4))
+        for name in NAMES:
+            await swarm.add(name)
+        swarm.start()
+        ada, dan = swarm.peers["ada"], swarm.peers["dan"]
+        await swarm.until(lambda: len(ada.chain) == 2)
+        trained = len(dan.replica.trained)
+        await swarm.until(lambda: len(dan.replica.trained) == trained + 20)
+        dan.replica.speed /= slowdown
+        ends = [asyncio.get_running_loop().time() - 2.0]
+        for length in range(3, 6):
+            await swarm.until(lambda at=length: len(ada.chain) == at)
+            ends.append(asyncio.get_running_loop().time())
+        await swarm.finish()
+        return swarm, [after - before for before, after in itertools.pairwise(ends)]
+
+    swarm, took_s = run(main())
+    chain = swarm.peers["ada"].chain
+    assert contributed_slots(chain) == list(range(1600))
+    dan = swarm.peers["dan"].peer_id
+    given = [
+        sum(count(one.slots) for one in link.result.contributions if one.peer == dan)
+        for link in chain.certificates
+    ]
+    usual_s = 4.0  # 40 steps
+    if slowdown == 20.0:
+        assert 20 <= given[2] < 40, "what it has"
+        assert given[3:8] == [2] * 5, "a fair lease for its new speed"
+        assert took_s[0] < 2 * usual_s + 1.0, "half a round more, and the step under way"
+        assert max(took_s[1:]) < usual_s + 1.0
+    else:  # not even the step under way ends: it is left out
+        assert max(took_s) < 4 * usual_s
+        assert took_s[-1] < 2 * usual_s

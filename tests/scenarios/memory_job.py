@@ -17,6 +17,7 @@ from peers.worker import Worker
 from tests.prepared import data_spec, model_spec, prepared_job
 from zoonet.averaging import Certificate
 from zoonet.blocks import BlockExchange, MemoryBlockStore, put_bytes, read_bytes
+from zoonet.clock import Clock
 from zoonet.config import PreparedJob, encode
 from zoonet.config.job import PeersConfig, TrainingConfig
 from zoonet.crypto import Identity
@@ -43,6 +44,17 @@ class MemoryWorker:
     task: asyncio.Task[None]
 
 
+@dataclass(frozen=True)
+class Skewed:
+    """A clock that is ahead of the truth by so many seconds, or behind."""
+
+    truth: Clock
+    ahead_s: float
+
+    def now(self) -> float:
+        return self.truth.now() + self.ahead_s
+
+
 @dataclass
 class Story:
     """Submitter and workers of one in-memory swarm."""
@@ -51,15 +63,16 @@ class Story:
     memory: MemorySwarm = field(default_factory=MemorySwarm)
     workers: dict[str, MemoryWorker] = field(default_factory=dict)
 
-    async def node(self, name: str) -> Node:
+    async def node(self, name: str, *, skew_s: float = 0.0) -> Node:
         identity = identity_of(name)
+        clock = Skewed(self.memory.clock, skew_s)
         transport, records = self.memory.peer(identity)
         exchange = BlockExchange(transport, MemoryBlockStore())
         await exchange.serve()
-        catalog = Catalog(identity, records, self.memory.clock)
+        catalog = Catalog(identity, records, clock)
         return Node(
             identity=identity,
-            clock=self.memory.clock,
+            clock=clock,
             transport=transport,
             lanes=StreamLanes(transport),
             records=records,
@@ -67,8 +80,10 @@ class Story:
             catalog=catalog,
         )
 
-    async def add(self, name: str, *, step_s: float = 0.1, **policy: object) -> MemoryWorker:
-        node = await self.node(name)
+    async def add(
+        self, name: str, *, step_s: float = 0.1, skew_s: float = 0.0, **policy: object
+    ) -> MemoryWorker:
+        node = await self.node(name, skew_s=skew_s)
         worker = Worker(
             node=node,
             hardware=Hardware(num_cpus=2, memory_bytes=8 << 30),

@@ -193,6 +193,29 @@ def test_a_worker_answers_for_the_last_jobs_that_it_finished_and_for_no_others(
     run(main())
 
 
+@pytest.mark.parametrize("skew_s", [60.0, 120.0, 280.0])
+def test_clocks_that_differ_by_minutes_do_not_keep_peers_apart(
+    tmp_path: Path, skew_s: float
+) -> None:
+    async def main() -> None:
+        story = Story(tmp_path)
+        for name, ahead_s in (("ada", -skew_s), ("bob", 0.0), ("cyd", skew_s)):
+            await story.add(name, skew_s=ahead_s)
+        submitter = await story.node("sue")
+        job_id = await submit(submitter, prepare(submitter))
+        began = asyncio.get_running_loop().time()
+        view = await until_final(submitter, job_id)
+        assert view.phase == "finished"
+        assert asyncio.get_running_loop().time() - began < 120.0
+        links = await certificates_of(submitter, view)
+        everyone = {identity_of(name).peer_id for name in ("ada", "bob", "cyd")}
+        for link in links[:-1]:
+            assert {share.peer for share in link.result.contributions} == everyone
+        await story.close()
+
+    run(main())
+
+
 def test_a_slot_that_nobody_can_read_is_skipped_and_named(tmp_path: Path) -> None:
     """The submitter's file has one byte that is no token of its vocabulary."""
 

@@ -13,7 +13,7 @@ from zoonet.crypto import PeerId
 from zoonet.ranges import Ranges, count, difference, is_normal, overlaps, take, union
 
 EVEN_SPEEDS = (0.75, 1.33)  # a peer within this share of the median speed counts as even
-SPEED_LIMITS = (0.125, 8.0)
+SPEED_LIMITS = (1 / 64, 8.0)  # whoever is slower yet would make everybody wait
 
 
 def local_steps(

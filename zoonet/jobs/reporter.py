@@ -12,10 +12,12 @@ from zoonet.clock import Clock
 from zoonet.crypto import Identity, PeerId
 from zoonet.errors import TransportError
 from zoonet.records import Progress, RecordStore, Signed, job_topic, progress_key, sign
+from zoonet.records.envelope import MAX_CLOCK_SKEW_S
 from zoonet.records.kinds import Phase
 from zoonet.transport import Transport
 
-LIFETIME_S: Final = 90.0
+SILENT_S: Final = 90.0  # without a word, before a participant is no longer counted on
+LIFETIME_S: Final = SILENT_S + MAX_CLOCK_SKEW_S  # by clocks that are that much ahead, too
 PUBLISH_INTERVAL_S: Final = 5.0  # to the record store; live events go out at once
 READ_INTERVAL_S: Final = 5.0
 MAX_OTHERS: Final = 1024
@@ -67,6 +69,7 @@ class Reporter:
     status: Status
     on_heard: Callable[[Signed[Any]], None]
     others: dict[PeerId, Signed[Progress]] = field(default_factory=dict)
+    _heard_at: dict[PeerId, float] = field(default_factory=dict)  # by this loop's own clock
     _sequence: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -77,10 +80,10 @@ class Reporter:
         self._changed.set()
 
     def founders(self) -> set[PeerId]:
-        """Others who say that they are ready for rounds, and whose word has not expired."""
-        now = self.node.clock.now()
-        for peer, record in list(self.others.items()):
-            if record.expires_at <= now:
+        """Others who say that they are ready for rounds, and have said so lately."""
+        now = asyncio.get_running_loop().time()
+        for peer in list(self.others):
+            if now - self._heard_at[peer] > SILENT_S:
                 del self.others[peer]
         ready = ("waiting", "training", "averaging")
         return {peer for peer, record in self.others.items() if record.body.phase in ready}
@@ -176,6 +179,8 @@ class Reporter:
                 return
             self.others.pop(record.author, None)
             self.others[record.author] = record
+            self._heard_at[record.author] = asyncio.get_running_loop().time()
             if len(self.others) > MAX_OTHERS:  # a crowd of keys: who spoke longest ago goes first
                 del self.others[next(iter(self.others))]
+            self._heard_at = {peer: self._heard_at[peer] for peer in self.others}
         self.on_heard(record)
