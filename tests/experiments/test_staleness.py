@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from experiments.staleness.rules import Rule, Text, Trial, rule_of
 from experiments.staleness.training import Setting
 from experiments.staleness.twin import Prepared, Twin
 from zoonet.ranges import Ranges
@@ -50,6 +54,41 @@ def test_a_late_mean_is_another_training_than_one_that_is_waited_for(tmp_path: P
         states, _, _ = asyncio.run(played(setting(tmp_path, delay=delay), folder))
         found.append(np.frombuffer(states[0], np.float32))
     assert np.abs(found[0] - found[1]).max() > 1e-4
+
+
+def tried(tmp_path: Path, **fields: Any) -> float:
+    path = tmp_path / "text.txt"
+    path.write_text("to be, or not to be, that is the question. " * 400)
+    torch.set_num_threads(1)
+    rule = Rule(inner_steps=4, **fields)
+    (loss,) = Trial(rule, Text(path, [1]), [1], steps=12, width=16).play()
+    return loss
+
+
+def test_a_rule_for_early_steps_changes_nothing_where_there_are_none(tmp_path: Path) -> None:
+    waiting = tried(tmp_path)
+    assert tried(tmp_path, kind="drop") == waiting
+    assert tried(tmp_path, own=0.5, ahead=0.5) == waiting
+    assert tried(tmp_path, spread=True) != waiting
+
+
+def test_without_momentum_there_is_none_to_spread(tmp_path: Path) -> None:
+    plain = tried(tmp_path, early=2, momentum=0.0)
+    assert tried(tmp_path, early=2, momentum=0.0, spread=True) == pytest.approx(plain, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"kind": "drop"}, {"kind": "gradients"}, {"own": 0.5}, {"ahead": 0.5}, {"fade": 0.5}]
+)
+def test_each_rule_is_another_training(tmp_path: Path, rule: dict[str, Any]) -> None:
+    assert abs(tried(tmp_path, early=2, **rule) - tried(tmp_path, early=2)) > 1e-6
+
+
+def test_a_rule_is_read_from_a_few_words() -> None:
+    told = rule_of("early=8,momentum=0.6,spread=true")
+    assert told == Rule(early=8, momentum=0.6, spread=True)
+    with pytest.raises(argparse.ArgumentTypeError, match="not one of"):
+        rule_of("late=1")
 
 
 @pytest.mark.slow
