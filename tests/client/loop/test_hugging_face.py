@@ -17,10 +17,13 @@ from tests.peers.real import swarm_in
 @pytest.mark.p2p
 @pytest.mark.slow
 @pytest.mark.asyncio
-async def test_two_trainers_of_hugging_face_end_with_the_same_loss(tmp_path: Path) -> None:
+async def test_two_trainers_of_hugging_face_end_with_the_same_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     (program,) = re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)  # where the Trainer makes its folder
     script = tmp_path / "train.py"
     script.write_text(program)
     (tmp_path / "swarm").mkdir()
