@@ -216,6 +216,71 @@ def test_a_peer_that_falls_silent_is_named_by_all_who_wait_for_it(
     assert run(main()) < 6.0
 
 
+LINES = [FLAT, TWO_BY_TWO, (("ada",), ("bob",), ("cyd",), ("dan",))]
+
+
+async def some_rounds(forest: Forest) -> float:
+    """Play rounds, from which all learn what is usual; return how long the last one took."""
+    took_s = 0.0
+    for index in range(3):
+        forest.index = index
+        for name in forest.names:
+            await forest.reducers[name].commit(forest.vectors[name])
+        began = asyncio.get_running_loop().time()
+        only_one_of(await forest.average_all(forest.attempt_of(forest.names)))
+        took_s = asyncio.get_running_loop().time() - began
+    return took_s
+
+
+@pytest.mark.parametrize("sites", LINES)
+@pytest.mark.parametrize("slow_s", [0.6, 1.0])
+def test_a_peer_that_becomes_slow_in_a_round_is_named_by_others_and_nobody_else_is(
+    sites: Sequence[Sequence[str]], slow_s: float
+) -> None:
+    """Each message to or from it takes so much longer, but it never falls silent."""
+
+    async def main() -> None:
+        forest = Forest(*sites)
+        await forest.serve()
+        await some_rounds(forest)
+        forest.index += 1
+        for name in forest.names:
+            await forest.reducers[name].commit(forest.vectors[name])
+        attempt = forest.attempt = forest.attempt_of(forest.names)
+        running = {n: asyncio.create_task(forest.average(n, attempt)) for n in forest.names}
+        await asyncio.sleep(0.015)
+        forest.memory.faults.extra_delay_s[peer("dan")] = slow_s
+        await asyncio.sleep(2.5)
+        survivors = [name for name in forest.names if name != "dan"]
+        found = [running[name].result() for name in survivors if running[name].done()]
+        assert len(found) > 1 and not running["dan"].done()
+        for failure in found:
+            assert isinstance(failure, AttemptFailed) and failure.missing == {peer("dan")}
+        for task in running.values():
+            task.cancel()
+        second = forest.without("dan")
+        means_P = await asyncio.gather(*(forest.average(name, second) for name in survivors))
+        only_one_of(dict(zip(survivors, means_P, strict=True)))
+        await forest.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("sites", LINES)
+@pytest.mark.parametrize("slow_s", [0.1, 0.5, 1.0])
+def test_a_peer_that_has_been_slow_from_the_first_round_on_is_waited_for(
+    sites: Sequence[Sequence[str]], slow_s: float
+) -> None:
+    async def main() -> None:
+        forest = Forest(*sites)
+        forest.memory.faults.extra_delay_s[peer("dan")] = slow_s
+        await forest.serve()
+        assert await some_rounds(forest) > slow_s
+        await forest.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("victims", [("ada",), ("bob",), ("ada", "bob"), ("cyd", "ada")])
 @pytest.mark.parametrize("after_s", [0.02, 0.05, 0.06, 0.07, 0.1])
 def test_an_owner_that_has_added_up_its_site_may_become_the_root_of_it(

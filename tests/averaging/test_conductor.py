@@ -192,8 +192,7 @@ def test_if_nobody_has_anything_the_round_is_given_up() -> None:
 def test_whom_all_miss_is_left_out_of_the_next_attempt() -> None:
     lead = conductor()
     all_done(lead, 5.0)
-    for name in ("ada", "bob"):
-        assert failed(lead, name, 6.0, "dan") == []
+    assert failed(lead, "ada", 6.0, "dan") == []
     attempt = started(lead.on_lost(peer("dan"), 6.1))
     assert (attempt.number, attempt.contributors) == (1, peers("ada", "bob", "cyd"))
 
@@ -202,9 +201,33 @@ def test_the_next_attempt_does_not_wait_for_ever_for_reports() -> None:
     lead = conductor()
     all_done(lead, 5.0)
     failed(lead, "bob", 6.0, "dan")
-    failed(lead, "cyd", 6.5, "dan")
     assert lead.on_time(7.0) == []
-    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
+    assert peer("dan") not in started(lead.on_time(7.1)).contributors
+
+
+def test_whom_two_miss_and_nobody_contradicts_is_left_out_without_more_reports() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    assert failed(lead, "bob", 6.0, "dan") == []
+    attempt = started(failed(lead, "cyd", 6.1, "dan"))
+    assert attempt.contributors == peers("ada", "bob", "cyd")
+
+
+def test_even_if_it_has_said_the_same_of_one_of_them() -> None:
+    """A line that has become slow is so in both directions."""
+    lead = conductor()
+    all_done(lead, 5.0)
+    assert failed(lead, "dan", 6.0, "cyd") == []
+    assert failed(lead, "cyd", 6.0, "dan") == []
+    assert started(failed(lead, "bob", 6.1, "dan")).contributors == peers("ada", "bob", "cyd")
+
+
+def test_where_two_are_named_all_reports_are_awaited() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    assert failed(lead, "bob", 6.0, "dan", "cyd") == []
+    assert failed(lead, "ada", 6.1, "dan") == []
+    assert lead.on_time(6.9) == []
 
 
 def test_who_accuses_everybody_is_left_out_itself() -> None:

@@ -4,88 +4,192 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable, Container, Mapping, Set
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.averaging.forest import Forest
 from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
 from zoonet.averaging.allreduce import INLINE_BYTES
 from zoonet.averaging.chunks import Kind, decode_header
-from zoonet.averaging.lateness import FIRST_S, PATIENCE, SPARE_S, Lateness
+from zoonet.averaging.lateness import AGREE_S, FIRST_S, Lateness
 from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 from zoonet.errors import ZoonetError
 from zoonet.transport import StreamLanes
 
 ADA, BOB, CYD, DAN = (PeerId(name) for name in ("ada", "bob", "cyd", "dan"))
-LONG_S = 100.0
 PAYLOAD_BYTES = 8 << 20
+WINDOW_S = FIRST_S  # of who has seen few attempts
+USUAL_S = 2.0
+EVERYBODY = frozenset((ADA, BOB, CYD, DAN))
+Chunks = Callable[[float], float]  # that have come, by seconds
 
 
-def awaited(peer: PeerId, num_come: int, num_all: int = 10, *, is_mean: bool = False) -> Awaited:
-    return Awaited(peer, num_come, num_all, is_mean=is_mean, is_waiting=False)
+def usual_lateness(usual_s: float = USUAL_S, peers: Set[PeerId] = EVERYBODY) -> Lateness:
+    lateness = Lateness(PAYLOAD_BYTES)
+    lateness.lasted(usual_s, peers)
+    lateness.begin()
+    return lateness
 
 
-def late_after(elapsed_s: float, all_awaited: list[Awaited], near: set[PeerId]) -> set[PeerId]:
+def late_at(
+    lateness: Lateness,
+    until_s: float,
+    come: Mapping[PeerId, Chunks],
+    *,
+    num_all: int = 40,
+    waiting: Container[PeerId] = (),
+    unserved: Container[PeerId] = (),
+) -> dict[PeerId, float]:
+    """When each peer was found late first, looking ten times a second; waiting ones say so."""
+    found: dict[PeerId, float] = {}
+    for look in range(int(10 * until_s) + 1):
+        elapsed_s = look / 10
+        awaited = [
+            Awaited(
+                peer,
+                min(num_all, int(chunks(elapsed_s))),
+                num_all,
+                is_mean=True,
+                num_waits=look if peer in waiting else 0,
+            )
+            for peer, chunks in come.items()
+        ]
+        for one in lateness.late(awaited, elapsed_s, unserved=unserved):
+            found.setdefault(one, elapsed_s)
+    return found
+
+
+def steady(num_per_s: float) -> Chunks:
+    return lambda elapsed_s: num_per_s * elapsed_s
+
+
+def slowing(num_per_s: float, at_s: float, factor: float) -> Chunks:
+    return lambda t: num_per_s * (min(t, at_s) + max(0.0, t - at_s) / factor)
+
+
+def test_who_becomes_twenty_times_slower_is_late_within_a_window() -> None:
+    """It would have taken 24 seconds more. The others were done after two."""
+    come = {ADA: slowing(20.0, 0.8, 20.0), BOB: steady(20.0), CYD: steady(25.0)}
+    found = late_at(usual_lateness(), 10.0, come)
+    assert found.keys() == {ADA} and found[ADA] < 0.8 + WINDOW_S + 0.3
+
+
+@given(st.floats(0.1, 200.0), st.floats(0.0, 1.0), st.floats(1.0, 1.9))
+def test_who_becomes_less_than_twice_as_slow_never_is(
+    usual_s: float, at_share: float, factor: float
+) -> None:
+    """Whenever that happens and however long rounds take: a round anew would not be done before."""
+    rate = 40 / usual_s
+    come = {ADA: slowing(rate, at_share * usual_s, factor), BOB: steady(rate)}
+    assert not late_at(usual_lateness(usual_s), min(60.0, 2 * usual_s), come)
+
+
+@given(st.floats(0.1, 20.0), st.floats(0.0, 0.7), st.floats(20.0, 200.0))
+def test_nobody_who_becomes_slow_costs_much_more_than_two_rounds(
+    usual_s: float, at_share: float, factor: float
+) -> None:
+    """It is late, or it is done: after it slowed a window, or what waiting for it is worth."""
+    rate = 40 / usual_s
+    come = {ADA: slowing(rate, at_share * usual_s, factor), BOB: steady(rate)}
+    allowed_s = at_share * usual_s + max(WINDOW_S, usual_s) + AGREE_S + 2 * usual_s
+    found = late_at(usual_lateness(usual_s), allowed_s + 0.2, come)
+    is_done = come[ADA](allowed_s) >= 40
+    assert is_done or found.keys() == {ADA}
+
+
+def test_who_always_was_slow_is_not_late_but_who_becomes_so_is() -> None:
+    """The plan knows the slow line, and rounds take as long as it needs."""
+    come = {ADA: steady(2.0), BOB: steady(100.0), CYD: steady(100.0)}
+    assert not late_at(usual_lateness(20.0), 30.0, come)
+    assert late_at(usual_lateness(1.0), 30.0, come).keys() == {ADA}
+
+
+def test_a_new_peer_with_a_slow_line_is_given_more_time() -> None:
+    come = {ADA: steady(5.0), BOB: steady(40.0), CYD: steady(40.0)}  # it needs eight seconds
+    assert late_at(usual_lateness(1.0), 9.0, come).keys() == {ADA}
+    assert not late_at(usual_lateness(1.0, EVERYBODY - {ADA}), 9.0, come)
+
+
+def test_in_the_first_round_even_the_slowest_line_has_time() -> None:
     lateness = Lateness(PAYLOAD_BYTES)
     lateness.begin()
-    assert not lateness.late(all_awaited, 0.1, near)
-    return lateness.late(all_awaited, elapsed_s, near)
+    assert not late_at(lateness, 100.0, {ADA: steady(0.4), BOB: steady(40.0)})
 
 
-@pytest.mark.parametrize("is_mean", [False, True])
-def test_a_slow_line_is_not_late_because_neighbours_are_fast(is_mean: bool) -> None:
-    """A neighbour is done in a moment; a line of 20 Mbit/s takes half a minute for 64 MiB."""
-    one_by_one = [awaited(ADA, 10, is_mean=is_mean), awaited(BOB, 5, is_mean=is_mean)]
-    assert not late_after(LONG_S, one_by_one, near={ADA})
-
-
-def test_a_line_that_nobody_is_left_to_compare_with_is_late_when_it_takes_unusually_long() -> None:
-    """Somebody may trickle for ever, and bring no chunk in the end."""
+def test_who_trickles_is_late_in_the_first_round_too_before_its_work_would_be_done() -> None:
     lateness = Lateness(PAYLOAD_BYTES)
-    trickling = [awaited(ADA, 10), awaited(BOB, 0)]
     lateness.begin()
-    assert not lateness.late(trickling, 0.1, {ADA})
-    assert not lateness.late(trickling, LONG_S, {ADA})
-    for _ in range(4):
-        lateness.begin()
-        lateness.succeed(10.0)
+    found = late_at(lateness, 200.0, {ADA: steady(0.01), BOB: steady(40.0)})
+    assert found.keys() == {ADA}
+
+
+def test_one_odd_round_does_not_make_others_usual() -> None:
+    lateness = Lateness(PAYLOAD_BYTES)
+    for elapsed_s in (60.0, 2.0, 2.0):
+        lateness.lasted(elapsed_s, EVERYBODY)
     lateness.begin()
-    assert not lateness.late(trickling, 0.1, {ADA})
-    assert not lateness.late(trickling, PATIENCE * 10.0 - 0.1, {ADA})
-    assert lateness.late(trickling, PATIENCE * 10.0 + 0.1, {ADA}) == {BOB}
+    assert late_at(lateness, 4.0, {ADA: slowing(20.0, 0.8, 20.0), BOB: steady(20.0)})
 
 
-def test_who_is_far_behind_others_of_other_sites_is_late() -> None:
-    others = [awaited(ADA, 10), awaited(BOB, 10), awaited(CYD, 5)]
-    assert late_after(PATIENCE * 0.1 + SPARE_S + 0.1, others, near=set()) == {CYD}
-    assert not late_after(PATIENCE * 0.1 + SPARE_S - 0.1, others, near=set())
+def test_the_last_chunk_is_waited_for_but_not_for_ever() -> None:
+    """Bytes may trickle so that it is never silent, and the chunk never comes."""
+    come: dict[PeerId, Chunks] = {ADA: lambda t: min(39.0, 20 * t), BOB: steady(20.0)}
+    found = late_at(usual_lateness(), 30.0, come)
+    assert found.keys() == {ADA} and found[ADA] > USUAL_S + AGREE_S + WINDOW_S
 
 
-def test_who_has_nearly_done_is_given_time_to_finish() -> None:
-    """Where five share a line and another has one alone, it takes five times as long."""
-    others, limit_s = (
-        [awaited(ADA, 10), awaited(BOB, 10), awaited(CYD, 9)],
-        PATIENCE * 0.1 + SPARE_S,
-    )
-    assert not late_after(1.7 * limit_s, others, near=set())
-    assert late_after(2.0 * limit_s, others, near=set()) == {CYD}
+def test_who_waits_for_others_is_not_late_while_somebody_can_name_the_culprit() -> None:
+    """Cyd's chunks come by way of bob, who says that it waits."""
+    come = {ADA: steady(20.0), BOB: slowing(20.0, 0.8, 20.0)}
+    assert not late_at(usual_lateness(), 10.0, come, waiting={BOB})
+    assert late_at(usual_lateness(), 30.0, come, waiting={BOB}).keys() == {BOB}
 
 
-def test_a_neighbour_that_is_behind_the_others_is_late_whoever_they_are() -> None:
-    assert late_after(LONG_S, [awaited(ADA, 5), awaited(BOB, 10)], near={ADA}) == {ADA}
-    assert late_after(LONG_S, [awaited(ADA, 5), awaited(BOB, 10)], near={ADA, BOB}) == {ADA}
+def test_unless_it_waits_for_what_it_does_not_take_from_here() -> None:
+    """Its line is slow in both directions."""
+    come = {ADA: steady(20.0), BOB: slowing(20.0, 0.8, 20.0)}
+    found = late_at(usual_lateness(), 10.0, come, waiting={BOB}, unserved={BOB})
+    assert found.keys() == {BOB}
+    assert not late_at(usual_lateness(), 10.0, come, waiting={BOB}, unserved={ADA})
 
 
-def test_who_has_much_to_bring_is_not_late_because_others_have_little() -> None:
-    others = [awaited(ADA, 1, 1), awaited(BOB, 1, 1), awaited(CYD, 1, 1), awaited(DAN, 5, 10)]
-    assert not late_after(LONG_S, others, near=set())
+def test_who_finds_everybody_slow_suspects_itself_first() -> None:
+    """The line that became slow is this peer's own; the others name it meanwhile."""
+    come = {peer: slowing(20.0, 0.8, 20.0) for peer in (ADA, BOB, CYD)}
+    found = late_at(usual_lateness(), 20.0, come)
+    assert found.keys() == come.keys() and min(found.values()) > 0.8 + 2 * WINDOW_S
+    assert late_at(usual_lateness(), 20.0, {ADA: come[ADA]})[ADA] < 0.8 + WINDOW_S + 0.3
 
 
-def test_nobody_is_late_while_half_of_the_others_are_still_at_it() -> None:
-    others = [awaited(ADA, 10), awaited(BOB, 5), awaited(CYD, 5)]
-    assert not late_after(LONG_S, others, near=set())
+def test_those_who_wait_do_not_make_everybody_of_a_single_slow_one() -> None:
+    """All wait for ada's part, so that all means are late."""
+    come = {peer: slowing(20.0, 0.8, 20.0) for peer in (ADA, BOB, CYD)}
+    found = late_at(usual_lateness(), 5.0, come, waiting={BOB, CYD})
+    assert found.keys() == {ADA} and found[ADA] < 0.8 + WINDOW_S + 0.3
+
+
+def test_what_came_while_this_process_was_away_is_no_measure() -> None:
+    lateness = usual_lateness()
+    for elapsed_s, num_come in ((0.0, 5), (1.0, 5), (2.0, 5)):
+        awaited = [Awaited(ADA, num_come, 40, is_mean=False, num_waits=0)]
+        is_late = bool(lateness.late(awaited, elapsed_s, awake_s=1.0))
+    assert not is_late
+    assert lateness.late(awaited, 2.1, awake_s=2.1) == {ADA}
+
+
+def test_after_an_accusation_windows_are_longer_until_an_attempt_succeeds() -> None:
+    come = {ADA: slowing(20.0, 0.2, 20.0), BOB: steady(20.0)}
+    lateness = usual_lateness()
+    lateness.accuse()
+    assert late_at(lateness, 10.0, come)[ADA] >= 2 * WINDOW_S
+    lateness.succeed()
+    lateness.begin()
+    assert late_at(lateness, 10.0, come)[ADA] < 2 * WINDOW_S
 
 
 def test_who_falls_silent_is_named_and_who_hears_nobody_suspects_itself_first() -> None:

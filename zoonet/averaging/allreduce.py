@@ -193,7 +193,9 @@ class TreeAllReduce:
         await _compute(4 * self._num_parameters, lambda: self._begin(reduction, attempt))
         self._spawn(self._say_alive(reduction, attempt))
         await self._finished(reduction, began)
-        self._lateness.succeed(self._loop.time() - began)
+        self._lateness.succeed()
+        if attempt.number == 0:
+            self._lateness.lasted(self._loop.time() - began, frozenset(attempt.contributors))
         return reduction.assembled()
 
     def _begin(self, reduction: Reduction, attempt: Attempt) -> None:
@@ -298,10 +300,12 @@ class TreeAllReduce:
         silences = {peer: min(now - listened, self._lanes.silent_s(peer)) for peer in owing}
         begun = {one.peer for one in awaited if self._lanes.silent_s(one.peer) < now - began}
         silent = self._lateness.silent(silences, begun)
-        late = begun & self._lateness.late(awaited, now - began, reduction.neighbours)
+        late = begun & self._lateness.late(
+            awaited, now - began, unserved=self._outlets.unserved(), awake_s=now - listened
+        )
         missing = (refused | (broken & owing) | silent | late) & contributors
         if missing:
-            if silent:
+            if silent or late:
                 self._lateness.accuse()
             why = [
                 f"{label}={[short(peer) for peer in sorted(peers & missing)]}"

@@ -256,7 +256,8 @@ class Conductor:
         if self.first_report is not None:
             everyone_told = live <= self.told | self.votes.keys()
             waited_s = now - self.first_report
-            if everyone_told or self._is_plain() or waited_s > self.patience.report_s:
+            is_clear = self._is_plain() or self._is_agreed()
+            if everyone_told or is_clear or waited_s > self.patience.report_s:
                 return self._next_attempt(now)
         return self._without_the_mute(live, now)
 
@@ -264,6 +265,17 @@ class Conductor:
         """Somebody cannot go on, and of each two one is lost, or quiet to the coordinator too."""
         gone = self.lost | self.quiet
         return bool(self.told and self.pairs) and all(pair & gone for pair in self.pairs)
+
+    def _is_agreed(self) -> bool:
+        """All that anybody says is that one and the same peer failed them, and two say so.
+
+        Who accuses several does not count: nobody agrees with it yet.
+        """
+        if not self.pairs:
+            return False
+        named = frozenset.union(*self.pairs)
+        common = frozenset.intersection(*self.pairs)
+        return any(len(self.told & named - {peer}) > 1 for peer in common)
 
     def _without_the_mute(self, live: set[PeerId], now: float) -> list[Order]:
         """Those who neither vote nor say why, long after this peer itself has voted."""

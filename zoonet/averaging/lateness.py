@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Container, Sequence, Set
 from typing import Final
 
 from zoonet.averaging.deadlines import LearnedTimeout
+from zoonet.averaging.progress import Pace, Progress
 from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 
 FIRST_S: Final = 1.6  # of silence, while nothing is known: six beats of who waits for others
-PATIENCE: Final = 4.0  # how many times as long as the others with half of the work one may take
 UNBEGUN: Final = 3.0  # how many times as long who has not begun may be silent
-ALONE: Final = 3.0  # how many times as long everybody together may be silent
-SPARE_S: Final = 5.0  # and this much longer: a slow link is no reason to work for nothing
+ALONE: Final = 3.0  # how many times as long everybody together may be silent, or slow
+WINDOW_SHARE: Final = 0.25  # of an attempt so far: who was slow for that long will stay so
+AGREE_S: Final = 1.0  # until all have heard that somebody is left out, and begin anew
+NEW: Final = 8.0  # how many times as long as usual it may take with who has not been there before
+NUM_USUAL: Final = 8  # attempts that say what is usual
 UNKNOWN_S: Final = 60.0  # that attempts take, while nothing is known, and the payload at this rate
 UNKNOWN_BYTES_PER_S: Final = 64 * 1024
 
@@ -23,33 +28,41 @@ class Lateness:
     """Tells who is silent and who is late.
 
     Silent is a peer of whom not a byte has come for longer than is usual: the median of the
-    longest silences of earlier attempts and eight of their mean deviations. Late is one that
-    brings something, but takes several times as long as those took who bring half of all chunks
-    together; of those from other sites, if it is in one itself. Where nobody there is left to
-    compare it with, it takes several times as long as is usual.
+    longest silences of earlier attempts and eight of their mean deviations.
+
+    Late is one that brings something, but so slowly that a whole attempt anew without it would be
+    done before. Until an attempt has lasted as long as usual nobody is: the others need that time
+    as well. From then on, to go on without somebody takes a second to agree, and then at most
+    what an attempt usually takes, since all but the lost peer's share stands. When the one waited
+    for will be done follows from what it has brought in a window of time, which is as long as a
+    silence that is noticed, or longer. Usual is the median of the last attempts in which that
+    peer took part: who is slow and always was is not late.
     """
 
     def __init__(self, payload_bytes: int) -> None:
-        first_s = UNKNOWN_S + payload_bytes / UNKNOWN_BYTES_PER_S
-        self._durations = LearnedTimeout(first_s=first_s, floor_s=SPARE_S, ceiling_s=math.inf)
+        self._first_s = UNKNOWN_S + payload_bytes / UNKNOWN_BYTES_PER_S
+        self._lasted: deque[tuple[float, Set[PeerId]]] = deque(maxlen=NUM_USUAL)
         self._gaps = LearnedTimeout(first_s=FIRST_S, floor_s=1.2, ceiling_s=15.0)
         self._doubt = 1.0  # grows with each accusation, until an attempt succeeds
         self._longest_gap_s = 0.0
-        self._half_after_s: dict[tuple[str, bool], float] = {}
+        self._progress = Progress()
 
     def begin(self) -> None:
         """An attempt begins."""
         self._longest_gap_s = 0.0
-        self._half_after_s = {}
+        self._progress = Progress()
 
-    def succeed(self, elapsed_s: float) -> None:
-        """It came to a mean in that time: its silences were usual ones, and so is the time."""
-        self._durations.observe(elapsed_s)
+    def succeed(self) -> None:
+        """It came to a mean: its silences were usual ones."""
         self._gaps.observe(self._longest_gap_s)
         self._doubt = 1.0
 
+    def lasted(self, elapsed_s: float, peers: Set[PeerId]) -> None:
+        """An attempt among these that began with nothing took so long."""
+        self._lasted.append((elapsed_s, peers))
+
     def accuse(self) -> None:
-        """Somebody was taken to be silent: if that was wrong, it must not go on for ever."""
+        """Somebody was taken to be missing: if that was wrong, it must not go on for ever."""
         self._doubt = min(8.0, 2 * self._doubt)
 
     def silent(self, silences: dict[PeerId, float], begun: Container[PeerId]) -> set[PeerId]:
@@ -67,33 +80,53 @@ class Lateness:
             return {peer for peer in silent if silences[peer] > ALONE * limit_s}
         return silent
 
-    def late(self, awaited: Sequence[Awaited], elapsed_s: float, near: Set[PeerId]) -> set[PeerId]:
-        """Who takes far longer than those with half of the work, `elapsed_s` after the beginning.
+    def late(
+        self,
+        awaited: Sequence[Awaited],
+        elapsed_s: float,
+        *,
+        unserved: Container[PeerId] = (),
+        awake_s: float = math.inf,
+    ) -> set[PeerId]:
+        """Who is worth no more waiting, `elapsed_s` after the attempt began.
 
-        Those of other sites are compared with each other alone: what comes over a local network is
-        here in a moment, and says nothing of how long a line needs.
+        To the `unserved` something is on its way from here, so that they may wait for just that.
+        This process was away `awake_s` ago: what came before that is no measure.
         """
-        far = [one for one in awaited if one.peer not in near]
-        is_unusual = elapsed_s > PATIENCE * self._durations.timeout_s
-        behind_all = self._behind(awaited, elapsed_s, "all")
-        behind_far = self._behind(far, elapsed_s, "far")
-        return behind_far | (behind_all if is_unusual else behind_all & near)
-
-    def _behind(self, awaited: Sequence[Awaited], elapsed_s: float, among: str) -> set[PeerId]:
-        late: set[PeerId] = set()
-        for is_mean in (False, True):
-            group = [one for one in awaited if one.is_mean is is_mean]
-            behind = {one.peer for one in group if one.num_come < one.num_all}
-            num_left = sum(one.num_all for one in group if one.peer in behind)
-            if not behind or 2 * num_left > sum(one.num_all for one in group):
-                continue
-            half_s = self._half_after_s.setdefault((among, is_mean), elapsed_s)
-            for one in group:
-                # Who waits for others is given the time in which somebody names the culprit.
-                spare_s = SPARE_S + 2 * self._gaps.timeout_s * one.is_waiting
-                limit_s = PATIENCE * half_s + spare_s
-                # Who has brought half by then, or more, is given as much time again.
-                is_slow = one.num_come * 2 * limit_s < one.num_all * elapsed_s
-                if one.peer in behind and elapsed_s > limit_s and is_slow:
-                    late.add(one.peer)
+        window_s = max(self._doubt * self._gaps.timeout_s, WINDOW_SHARE * elapsed_s)
+        self._progress.note(awaited, elapsed_s, unserved, ALONE * window_s)
+        late, num_judged = self._late_over(window_s, elapsed_s, awake_s)
+        if num_judged > 1 and len(late) == num_judged:
+            # So with who finds everybody slow.
+            return self._late_over(ALONE * window_s, elapsed_s, awake_s)[0]
         return late
+
+    def _late_over(
+        self, window_s: float, elapsed_s: float, awake_s: float
+    ) -> tuple[set[PeerId], int]:
+        """Who is late by what it brought in a window, and of how many that can be said."""
+        if awake_s < window_s:
+            return set(), 0
+        judged = {
+            peer: pace
+            for peer, pace in self._progress.paces(window_s).items()
+            if not self._is_excused(peer, pace, elapsed_s)
+        }
+        late = {peer for peer, pace in judged.items() if self._is_late(peer, pace, elapsed_s)}
+        return late, len(judged)
+
+    def _is_late(self, peer: PeerId, pace: Pace, elapsed_s: float) -> bool:
+        usual_s = self._usual_s(peer)
+        return elapsed_s > usual_s and pace.left_s > AGREE_S + usual_s
+
+    def _is_excused(self, peer: PeerId, pace: Pace, elapsed_s: float) -> bool:
+        """It waits itself, and there is still time for somebody else to name the culprit."""
+        return pace.is_held_up and elapsed_s < ALONE * (AGREE_S + 2 * self._usual_s(peer))
+
+    def _usual_s(self, peer: PeerId) -> float:
+        lasted = [elapsed_s for elapsed_s, peers in self._lasted if peer in peers]
+        if lasted:
+            return statistics.median(lasted)
+        if self._lasted:
+            return NEW * statistics.median(elapsed_s for elapsed_s, _ in self._lasted)
+        return self._first_s

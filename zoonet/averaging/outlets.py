@@ -93,6 +93,12 @@ class Outlets:
         with self._lock:
             return sum(lane.unsent_bytes for lane in self._open.values())
 
+    def unserved(self) -> set[PeerId]:
+        """To whom something that was posted has not left yet."""
+        with self._lock:
+            held = {peer_id for peer_id, messages in self._held.items() if messages}
+            return held | {peer_id for peer_id, lane in self._open.items() if lane.unsent_bytes}
+
     def drop(self) -> None:
         """Forget what has not begun to leave, on every lane."""
         with self._lock:

@@ -11,6 +11,7 @@ P = flat parameters, N = values of one chunk
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ class Awaited:
     num_come: int
     num_all: int
     is_mean: bool  # chunks of the mean, rather than ones to add up
-    is_waiting: bool  # it says that it waits for others itself
+    num_waits: int  # how often it has said that it waits for others itself
 
 
 def _is_rounded_up(parts: Sequence[Part], out_N: Vector) -> bool:
@@ -109,7 +110,8 @@ class Reduction:
         }
         self._commitments: dict[int, bytes] = {}
         self._committed_to: set[int] = set()  # who has this peer's own
-        self._waiting: set[int] = set()  # who has sent all it can for now
+        # how often each has said that it has sent all it can for now
+        self._num_waits: Counter[int] = Counter()
         self._chunks: list[Chunk] = []
         self._contributors: frozenset[int] = frozenset()
         self._needed_bits = 0
@@ -211,7 +213,7 @@ class Reduction:
                 sum(come),
                 len(come),
                 is_mean=tallies is down,
-                is_waiting=sender in self._waiting and not self._owes_parts(sender, tallies is up),
+                num_waits=0 if self._owes_parts(sender, tallies is up) else self._num_waits[sender],
             )
             for tallies in (up, down)
             for sender, come in sorted(tallies.items())
@@ -220,11 +222,6 @@ class Reduction:
     def _owes_parts(self, sender: int, is_up: bool) -> bool:
         """Parts of a contribution depend on nobody: they are no reason to wait."""
         return is_up and sender in self._neighbours
-
-    @property
-    def neighbours(self) -> frozenset[PeerId]:
-        """Everyone in this peer's site."""
-        return frozenset(self.peers[index] for index in self._neighbours)
 
     def partners_in(self, attempt: Attempt) -> set[PeerId]:
         """Everyone to whom this peer sends in an attempt."""
@@ -249,9 +246,8 @@ class Reduction:
                 return None  # no attempt that far has been adopted yet
             if header.kind == Kind.ALIVE:
                 require_size(peer_id, num_bytes, 0)
-                self._waiting.add(sender)
+                self._num_waits[sender] += 1
                 return self._landing.nowhere(0)
-            self._waiting.discard(sender)
             if header.kind == Kind.COMMITMENT:
                 require_size(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
                 return self._land(sender, header, num_bytes)

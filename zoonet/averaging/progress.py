@@ -1,0 +1,110 @@
+"""How those whom a peer waits for have come along lately. Pure, no clock inside."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from zoonet.averaging.reduction import Awaited
+from zoonet.crypto import PeerId
+
+MAX_LOOKS: Final = 64  # that are kept of the longest window, about
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where one awaited peer stands at one moment: chunks of all kinds together."""
+
+    num_come: int
+    num_left: int
+    num_waits: int  # how often it has said that it waits for others; 0 where that excuses nothing
+    num_served: int  # how often this peer has looked and had nothing on its way to it
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What an awaited peer, who still lacks something, has brought in a window of time."""
+
+    num_new: int
+    num_left: int
+    span_s: float
+    is_held_up: bool  # by others: it waits, and not only for what is on its way from here
+
+    @property
+    def left_s(self) -> float:
+        """How long it needs for the rest, at least.
+
+        Only whole chunks are counted, so one more may be nearly here.
+        """
+        return self.num_left * self.span_s / (self.num_new + 1)
+
+
+class Progress:
+    """The standings of one attempt's peers, some dozens of looks at them, however long it takes."""
+
+    def __init__(self) -> None:
+        self._looks: deque[tuple[float, Mapping[PeerId, Standing]]] = deque()
+        self._num_served: Counter[PeerId] = Counter()
+
+    def note(
+        self,
+        awaited: Iterable[Awaited],
+        elapsed_s: float,
+        unserved: Container[PeerId],
+        longest_s: float,
+    ) -> None:
+        """Take a look, `elapsed_s` after the attempt began. Windows are at most `longest_s` long.
+
+        The `unserved` are those to whom something is on its way from here.
+        """
+        by_peer: dict[PeerId, list[Awaited]] = {}
+        for one in awaited:
+            by_peer.setdefault(one.peer, []).append(one)
+        self._num_served.update(peer for peer in by_peer if peer not in unserved)
+        looks = self._looks
+        if len(looks) > 1 and looks[-1][0] - looks[-2][0] < longest_s / MAX_LOOKS:
+            looks.pop()
+        looks.append(
+            (
+                elapsed_s,
+                {peer: _standing(kinds, self._num_served[peer]) for peer, kinds in by_peer.items()},
+            )
+        )
+        while len(looks) > 1 and looks[1][0] <= elapsed_s - longest_s:
+            looks.popleft()
+
+    def paces(self, window_s: float) -> dict[PeerId, Pace]:
+        """Of everyone who lacks something, over the last `window_s`; of nobody before that."""
+        if not self._looks:
+            return {}
+        now_s, now = self._looks[-1]
+        before = [look for look in self._looks if look[0] <= now_s - window_s]
+        if not before:
+            return {}
+        then_s, then = before[-1]
+        return {
+            peer: _pace(then[peer], standing, now_s - then_s)
+            for peer, standing in now.items()
+            if standing.num_left and peer in then
+        }
+
+
+def _standing(kinds: Sequence[Awaited], num_served: int) -> Standing:
+    lacking = [one for one in kinds if one.num_come < one.num_all]
+    return Standing(
+        num_come=sum(one.num_come for one in kinds),
+        num_left=sum(one.num_all - one.num_come for one in lacking),
+        num_waits=min((one.num_waits for one in lacking), default=0),
+        num_served=num_served,
+    )
+
+
+def _pace(then: Standing, now: Standing, span_s: float) -> Pace:
+    return Pace(
+        num_new=max(0, now.num_come - then.num_come),
+        num_left=now.num_left,
+        span_s=span_s,
+        is_held_up=now.num_waits > then.num_waits and now.num_served > then.num_served,
+    )
