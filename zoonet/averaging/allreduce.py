@@ -268,8 +268,9 @@ class TreeAllReduce:
             await asyncio.sleep(ALIVE_S)
             if self._reduction is not reduction or reduction.attempt is not attempt:
                 return  # there is another attempt, which says so itself
+            header = reduction.alive()
             for peer in partners:
-                self._outlets.post_if_idle(peer, reduction.alive())
+                self._outlets.post_if_idle(peer, header)
 
     async def _finished(self, reduction: Reduction, began: float) -> None:
         """Wait until the mean is here. Raises AttemptFailed."""

@@ -32,7 +32,7 @@ class Kind(IntEnum):
     PART = 2  # a chunk of one contribution, climbing to its site's owner
     SUM = 3  # a chunk of a site's mean, climbing to the root
     MEAN = 4  # a chunk of the mean, on its way down
-    ALIVE = 5  # nothing: the sender waits for others
+    ALIVE = 5  # nothing: the sender waits for those in the set
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Header:
     number: int  # of the attempt in which it was sent
     chunk: int = 0
     maker: int = 0  # who averaged a MEAN; otherwise unused
-    bits: int = 0  # set of the contributors that are in it
+    bits: int = 0  # set of the contributors that are in it, or that are waited for
 
     def encode(self) -> bytes:
         """The header's bytes."""

@@ -20,8 +20,8 @@ WINDOW_SHARE: Final = 0.25  # of an attempt so far: who was slow for that long w
 AGREE_S: Final = 1.0  # until all have heard that somebody is left out, and begin anew
 NEW: Final = 8.0  # how many times as long as usual it may take with who has not been there before
 NUM_USUAL: Final = 8  # attempts that say what is usual
-UNKNOWN_S: Final = 60.0  # that attempts take, while nothing is known, and the payload at this rate
-UNKNOWN_BYTES_PER_S: Final = 64 * 1024
+UNKNOWN_S: Final = 10.0  # that attempts take, while nothing is known, and the payload at this rate
+UNKNOWN_BYTES_PER_S: Final = 256 * 1024
 
 
 class Lateness:
@@ -120,7 +120,7 @@ class Lateness:
         return elapsed_s > usual_s and pace.left_s > AGREE_S + usual_s
 
     def _is_excused(self, peer: PeerId, pace: Pace, elapsed_s: float) -> bool:
-        """It waits itself, and there is still time for somebody else to name the culprit."""
+        """It waits for others, and there is still time for somebody to name the culprit."""
         return pace.is_held_up and elapsed_s < ALONE * (AGREE_S + 2 * self._usual_s(peer))
 
     def _usual_s(self, peer: PeerId) -> float:

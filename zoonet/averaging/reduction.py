@@ -56,7 +56,7 @@ class Awaited:
     num_come: int
     num_all: int
     is_mean: bool  # chunks of the mean, rather than ones to add up
-    num_waits: int  # how often it has said that it waits for others itself
+    num_waits: int  # how often it has said that it waits for others, and not for this peer alone
 
 
 def _is_rounded_up(parts: Sequence[Part], out_N: Vector) -> bool:
@@ -110,7 +110,7 @@ class Reduction:
         }
         self._commitments: dict[int, bytes] = {}
         self._committed_to: set[int] = set()  # who has this peer's own
-        # how often each has said that it has sent all it can for now
+        # how often each has said that it has sent all it can for now, and lacks what others bring
         self._num_waits: Counter[int] = Counter()
         self._chunks: list[Chunk] = []
         self._contributors: frozenset[int] = frozenset()
@@ -228,8 +228,9 @@ class Reduction:
         return {self.peers[index] for index in partners_of(attempt, self._me)}
 
     def alive(self) -> bytes:
-        """The header by which this peer says that it waits for others."""
-        return self._header(Kind.ALIVE)
+        """The header by which this peer says that it waits for others, and for whom."""
+        owing = {self._indices[one.peer] for one in self.awaited() if one.num_come < one.num_all}
+        return self._header(Kind.ALIVE, bits=bits_of(frozenset(owing)))
 
     def _header(self, kind: Kind, number: int = 0, maker: int = 0, bits: int = 0) -> bytes:
         return Header(kind, self.round_key, self.attempt.number, number, maker, bits).encode()
@@ -246,7 +247,7 @@ class Reduction:
                 return None  # no attempt that far has been adopted yet
             if header.kind == Kind.ALIVE:
                 require_size(peer_id, num_bytes, 0)
-                self._num_waits[sender] += 1
+                self._num_waits[sender] += bool(header.bits & ~(1 << self._me))
                 return self._landing.nowhere(0)
             if header.kind == Kind.COMMITMENT:
                 require_size(peer_id, num_bytes, DIGEST_BYTES * len(self._chunks))
