@@ -102,11 +102,18 @@ class Wire:
         for receiver in receivers_of(self._plan, self._tree[chunk], peer):
             self._post(peer, receiver, chunk, is_mean=True)
 
+    def _take(self, lane: Lane, message: Message) -> None:
+        chunk, is_mean, _ = message
+        (self._pass_on if is_mean else self._add)(lane[1], chunk)
+
     # --- the lines ------------------------------------------------------------------------------
 
     def _line(self, peer: int, lane: Lane) -> Line:
         is_far = self._site[lane[0]] != self._site[lane[1]]
         return ("wan", self._site[peer]) if is_far else ("lan", peer)
+
+    def _seconds(self, line: Line, message: Message) -> float:
+        return message[2] / self._rates[line[0]]
 
     def _post(self, sender: int, receiver: int, chunk: int, *, is_mean: bool) -> None:
         lane = (sender, receiver)
@@ -130,7 +137,7 @@ class Wire:
             if message is not None:
                 self._on_the_way[lane] += 1
                 self._is_sending[line] = True
-                self._after(message[2] / self._rates[line[0]], self._sent(line, lane, message))
+                self._after(self._seconds(line, message), self._sent(line, lane, message))
                 return
 
     def _sent(self, line: Line, lane: Lane, message: Message) -> Callable[[], None]:
@@ -154,14 +161,13 @@ class Wire:
         if not self._is_receiving[line] and self._arriving[line]:
             lane, message = self._arriving[line].popleft()
             self._is_receiving[line] = True
-            self._after(message[2] / self._rates[line[0]], self._received(line, lane, message))
+            self._after(self._seconds(line, message), self._received(line, lane, message))
 
     def _received(self, line: Line, lane: Lane, message: Message) -> Callable[[], None]:
         def event() -> None:
             self._is_receiving[line] = False
             self._on_the_way[lane] -= 1
-            chunk, is_mean, _ = message
-            (self._pass_on if is_mean else self._add)(lane[1], chunk)
+            self._take(lane, message)
             self._receive(line)
             self._send(self._line(lane[0], lane))
 

@@ -15,8 +15,9 @@ from zoonet.crypto import PeerId
 
 FIRST_S: Final = 1.6  # of silence, while nothing is known: six beats of who waits for others
 UNBEGUN: Final = 3.0  # how many times as long who has not begun may be silent
-ALONE: Final = 3.0  # how many times as long everybody together may be silent, or slow
+ALONE: Final = 3.0  # how many times as long everybody together may be silent
 WINDOW_SHARE: Final = 0.25  # of an attempt so far: who was slow for that long will stay so
+CLEARLY: Final = 1.5  # how many times as long waiting must take: chunks do not come evenly
 AGREE_S: Final = 1.0  # until all have heard that somebody is left out, and begin anew
 NEW: Final = 8.0  # how many times as long as usual it may take with who has not been there before
 NUM_USUAL: Final = 8  # attempts that say what is usual
@@ -32,11 +33,11 @@ class Lateness:
 
     Late is one that brings something, but so slowly that a whole attempt anew without it would be
     done before. Until an attempt has lasted as long as usual nobody is: the others need that time
-    as well. From then on, to go on without somebody takes a second to agree, and then at most
-    what an attempt usually takes, since all but the lost peer's share stands. When the one waited
-    for will be done follows from what it has brought in a window of time, which is as long as a
-    silence that is noticed, or longer. Usual is the median of the last attempts in which that
-    peer took part: who is slow and always was is not late.
+    as well. From then on, to go on without somebody takes until the others are done, a second to
+    agree, and then at most what an attempt usually takes, since all but the lost peer's share
+    stands. When somebody will be done follows from what it has brought in a window of time, which
+    is as long as a silence that is noticed, or longer. Usual is the median of the last attempts in
+    which that peer took part: who is slow and always was is not late.
     """
 
     def __init__(self, payload_bytes: int) -> None:
@@ -94,30 +95,22 @@ class Lateness:
         This process was away `awake_s` ago: what came before that is no measure.
         """
         window_s = max(self._doubt * self._gaps.timeout_s, WINDOW_SHARE * elapsed_s)
-        self._progress.note(awaited, elapsed_s, unserved, ALONE * window_s)
-        late, num_judged = self._late_over(window_s, elapsed_s, awake_s)
-        if num_judged > 1 and len(late) == num_judged:
-            # So with who finds everybody slow.
-            return self._late_over(ALONE * window_s, elapsed_s, awake_s)[0]
-        return late
-
-    def _late_over(
-        self, window_s: float, elapsed_s: float, awake_s: float
-    ) -> tuple[set[PeerId], int]:
-        """Who is late by what it brought in a window, and of how many that can be said."""
+        self._progress.note(awaited, elapsed_s, unserved, window_s)
         if awake_s < window_s:
-            return set(), 0
+            return set()
         judged = {
             peer: pace
             for peer, pace in self._progress.paces(window_s).items()
             if not self._is_excused(peer, pace, elapsed_s)
         }
-        late = {peer for peer, pace in judged.items() if self._is_late(peer, pace, elapsed_s)}
-        return late, len(judged)
-
-    def _is_late(self, peer: PeerId, pace: Pace, elapsed_s: float) -> bool:
-        usual_s = self._usual_s(peer)
-        return elapsed_s > usual_s and pace.left_s > AGREE_S + usual_s
+        late = set()
+        for peer, pace in judged.items():
+            others_s = [other.at_most_s for other in judged.values() if other is not pace]
+            usual_s = self._usual_s(peer)
+            without_s = statistics.median_high(others_s or [0.0]) + AGREE_S + usual_s
+            if elapsed_s > usual_s and pace.at_least_s > CLEARLY * without_s:
+                late.add(peer)
+        return late
 
     def _is_excused(self, peer: PeerId, pace: Pace, elapsed_s: float) -> bool:
         """It waits for others, and there is still time for somebody to name the culprit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What an awaited peer, who still lacks something, has brought in a window of time."""
+    """What an awaited peer has brought in a window of time."""
 
     num_new: int
     num_left: int
@@ -33,12 +34,16 @@ class Pace:
     is_held_up: bool  # by others: it waits, and not only for what is on its way from here
 
     @property
-    def left_s(self) -> float:
-        """How long it needs for the rest, at least.
-
-        Only whole chunks are counted, so one more may be nearly here.
-        """
+    def at_least_s(self) -> float:
+        """How long it needs for the rest. Whole chunks are counted: one more may be nearly here."""
         return self.num_left * self.span_s / (self.num_new + 1)
+
+    @property
+    def at_most_s(self) -> float:
+        """The same where no other one is; infinite where none has come."""
+        if not self.num_left:
+            return 0.0
+        return self.num_left * self.span_s / self.num_new if self.num_new else math.inf
 
 
 class Progress:
@@ -76,7 +81,7 @@ class Progress:
             looks.popleft()
 
     def paces(self, window_s: float) -> dict[PeerId, Pace]:
-        """Of everyone who lacks something, over the last `window_s`; of nobody before that."""
+        """Of everyone who was awaited, over the last `window_s`; of nobody before that."""
         if not self._looks:
             return {}
         now_s, now = self._looks[-1]
@@ -87,7 +92,7 @@ class Progress:
         return {
             peer: _pace(then[peer], standing, now_s - then_s)
             for peer, standing in now.items()
-            if standing.num_left and peer in then
+            if peer in then
         }
 
 
