@@ -116,7 +116,7 @@ async def against(lie: Lie, *, says_alive: bool) -> dict[str, object]:
         return_when=asyncio.FIRST_COMPLETED,
         timeout=60.0,
     )
-    await asyncio.sleep(Patience().report_s)  # as a coordinator waits
+    await asyncio.sleep(Patience().doubt_s)  # as a coordinator waits at most
     found = {name: task.result() if task.done() else None for name, task in running.items()}
     for task in (alive, *running.values()):
         task.cancel()

@@ -200,9 +200,17 @@ def test_whom_all_miss_is_left_out_of_the_next_attempt() -> None:
 def test_the_next_attempt_does_not_wait_for_ever_for_reports() -> None:
     lead = conductor()
     all_done(lead, 5.0)
-    failed(lead, "bob", 6.0, "dan")
+    failed(lead, "ada", 6.0, "dan")
     assert lead.on_time(7.0) == []
-    assert peer("dan") not in started(lead.on_time(7.1)).contributors
+    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
+
+
+def test_where_one_word_stands_against_another_a_third_one_is_awaited_for_longer() -> None:
+    lead = conductor()
+    all_done(lead, 5.0)
+    failed(lead, "bob", 6.0, "dan")
+    assert lead.on_time(6.0 + PATIENCE.doubt_s) == []
+    assert started(lead.on_time(6.1 + PATIENCE.doubt_s)).contributors == peers("ada", "cyd")
 
 
 def test_whom_two_miss_and_nobody_contradicts_is_left_out_without_more_reports() -> None:
@@ -285,7 +293,7 @@ def test_who_is_quiet_but_missed_by_nobody_stays() -> None:
     lead.quiet = frozenset(peers("dan"))
     assert lead.on_time(6.0) == []
     assert failed(lead, "bob", 6.0, "cyd") == []
-    attempt = started(lead.on_time(7.1))
+    attempt = started(lead.on_time(6.1 + PATIENCE.doubt_s))
     assert attempt.contributors == peers("ada", "dan")
 
 

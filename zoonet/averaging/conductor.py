@@ -257,7 +257,8 @@ class Conductor:
             everyone_told = live <= self.told | self.votes.keys()
             waited_s = now - self.first_report
             is_clear = self._is_plain() or self._is_agreed()
-            if everyone_told or is_clear or waited_s > self.patience.report_s:
+            limit_s = self.patience.doubt_s if self._is_doubtful() else self.patience.report_s
+            if everyone_told or is_clear or waited_s > limit_s:
                 return self._next_attempt(now)
         return self._without_the_mute(live, now)
 
@@ -276,6 +277,12 @@ class Conductor:
         named = frozenset.union(*self.pairs)
         common = frozenset.intersection(*self.pairs)
         return any(len(self.told & named - {peer}) > 1 for peer in common)
+
+    def _is_doubtful(self) -> bool:
+        """One word stands against another, so that both would go."""
+        return len(self.pairs) == 1 and all(
+            len(pair) > 1 and self.me not in pair for pair in self.pairs
+        )
 
     def _without_the_mute(self, live: set[PeerId], now: float) -> list[Order]:
         """Those who neither vote nor say why, long after this peer itself has voted."""

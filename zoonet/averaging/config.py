@@ -18,6 +18,7 @@ class Patience:
     guest_share: float = 0.05  # and no more than this share of the round's training
     stop_s: float = 5.0  # for a stopped straggler to hand over what it has
     report_s: float = 1.0  # for others to report the same failure
+    doubt_s: float = 3.0  # for anybody else to say who is at fault, where one has accused one
     vote_factor: float = 4.0  # of the time that the coordinator took to vote, for the others
     vote_s: float = 20.0  # and at least this much
     certify_s: float = 3.0  # for the certificate, after everyone has voted
