@@ -24,7 +24,7 @@ def test_with_much_momentum_it_waits_and_with_little_it_goes_ahead() -> None:
     assert meanwhile(25, step_s=0.1, averaging_s=0.8, momentum=0.9).steps == 0
     found = meanwhile(25, step_s=0.1, averaging_s=0.8, momentum=0.6)
     assert found.steps == 8
-    assert found.gain == pytest.approx((1 - 0.23 * 8 / 25) * (1 + 8 / 25) - 1)
+    assert found.gain == pytest.approx((1 - 0.36 * 8 / 25) * (1 + 8 / 25) - 1)
 
 
 def test_an_instant_round_is_not_worth_going_ahead() -> None:

@@ -6,8 +6,8 @@ H - l e steps' worth out of the time of H; one that waits gets H out of the time
 ahead gains (1 - l e / H) (1 + e / H) - 1.
 
 The share grows with the outer momentum, which carries the parameters away from where their
-members stand. docs/training.md has the measurements: few, of a small model that was trained
-already. They tell whether to wait with a given momentum, not which momentum is good for a job.
+members stand. docs/training.md has the measurements: few, and of a small model. They tell
+whether to wait with a given momentum, not which momentum is good for a job.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 # Of what a step is worth, by outer momentum: with 8 early steps of 25 and 4 replicas.
-LOST_SHARES: Final = ((0.0, 0.14), (0.6, 0.23), (0.9, 0.62))
+LOST_SHARES: Final = ((0.0, 0.14), (0.6, 0.36), (0.9, 0.73))
 LEAST_GAIN: Final = 0.07  # below it the measurements do not tell a gain from a loss
 
 
