@@ -119,7 +119,7 @@ class Lateness:
     def _usual_s(self, peer: PeerId) -> float:
         lasted = [elapsed_s for elapsed_s, peers in self._lasted if peer in peers]
         if lasted:
-            return statistics.median(lasted)
+            return statistics.median_low(lasted)  # of two the shorter: first ones open lanes
         if self._lasted:
-            return NEW * statistics.median(elapsed_s for elapsed_s, _ in self._lasted)
+            return NEW * statistics.median_low(elapsed_s for elapsed_s, _ in self._lasted)
         return self._first_s
