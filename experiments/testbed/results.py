@@ -68,7 +68,7 @@ def write(
         "discarded": measuring.discarded(runs),
         **(more or {}),
         "settings": settings,
-        "command": f"python -m experiments.{name} {shlex.join(sys.argv[1:])}".strip(),
+        "command": command_line(name, sys.argv[1:]),
         "machine": machine.facts(),
         "runs": measuring.as_json(runs),
     }
@@ -76,6 +76,18 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
+
+
+def command_line(name: str, arguments: Sequence[str]) -> str:
+    """What repeats a benchmark. Where its result was to lie is no part of that."""
+    kept: list[str] = []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--out":
+            next(remaining, None)
+        elif not argument.startswith("--out="):
+            kept.append(argument)
+    return shlex.join(["python", "-m", f"experiments.{name}", *kept])
 
 
 def place_of(name: str, *, is_smoke: bool) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.testbed import measuring
+from experiments.testbed import measuring, results
 from experiments.testbed.measuring import Rules, Run
 from experiments.testbed.troupe import Performance
 
@@ -88,3 +88,12 @@ def test_a_busy_machine_or_a_late_link_does_not_count_except_in_a_smoke_run() ->
     assert "late" in Rules().line_complaint(late)
     assert Rules(is_smoke=True).complaint(performance(p0=done(11.0)), 1.0) == ""
     assert Rules(is_smoke=True).line_complaint(late) == ""
+
+
+def test_a_result_tells_how_to_repeat_it_and_not_where_it_lay() -> None:
+    arguments = ["--only", "use", "--out", "/somewhere/use.json", "--repeats", "5"]
+    expected = "python -m experiments.wan --only use --repeats 5"
+    assert results.command_line("wan", arguments) == expected
+    assert results.command_line("wan", ["--out=/somewhere/use.json", *arguments[:2]]) == (
+        "python -m experiments.wan --only use"
+    )
