@@ -266,6 +266,32 @@ def test_a_peer_that_becomes_slow_in_a_round_is_named_by_others_and_nobody_else_
     run(main())
 
 
+def test_a_round_whose_first_attempt_failed_says_what_is_usual_too() -> None:
+    """Without it nobody would be late in the first ten seconds of the next round."""
+
+    async def main() -> None:
+        forest = Forest(("ada",), ("bob",), ("cyd",), ("dan",), ("eve",))
+        await forest.serve()
+        left = ["ada", "bob", "cyd", "dan"]
+        first = {name: asyncio.create_task(forest.average(name)) for name in left}
+        await forest.kill("eve")
+        await first_failure(first)
+        second = forest.without("eve")
+        await asyncio.gather(*(forest.average(name, second) for name in left))
+        forest.index, forest.number = 1, 0
+        for name in left:
+            await forest.reducers[name].commit(forest.vectors[name])
+        attempt = forest.attempt_of(left, plan=second.plan)
+        running = {name: asyncio.create_task(forest.average(name, attempt)) for name in left}
+        await asyncio.sleep(0.015)
+        forest.memory.faults.extra_delay_s[peer("dan")] = 1.0
+        failure = await asyncio.wait_for(first_failure(running), 8.0)
+        assert failure is not None and failure.missing == {peer("dan")}
+        await forest.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("sites", LINES)
 @pytest.mark.parametrize("slow_s", [0.1, 0.5, 1.0])
 def test_a_peer_that_has_been_slow_from_the_first_round_on_is_waited_for(

@@ -15,7 +15,7 @@ from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
 from zoonet.averaging.allreduce import INLINE_BYTES
 from zoonet.averaging.chunks import Kind, decode_header, indices_of
-from zoonet.averaging.lateness import AGREE_S, CLEARLY, FIRST_S, Lateness
+from zoonet.averaging.lateness import AGREE_S, CLEARLY, EXCUSED_S, FIRST_S, Lateness
 from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 from zoonet.errors import ZoonetError
@@ -157,6 +157,42 @@ def test_unless_it_waits_for_what_it_does_not_take_from_here() -> None:
     found = late_at(usual_lateness(), 10.0, come, waiting={BOB}, unserved={BOB})
     assert found.keys() == {BOB}
     assert not late_at(usual_lateness(), 10.0, come, waiting={BOB}, unserved={ADA})
+
+
+def withheld(share: float) -> dict[PeerId, Chunks]:
+    """Ada brings this share of its chunks at once, and nothing more. The others are done."""
+    return {ADA: lambda t: 40 * share, BOB: lambda t: 40.0, CYD: lambda t: 40.0}
+
+
+def test_who_is_new_and_says_that_it_waits_is_excused_no_longer_than_others() -> None:
+    known, new = usual_lateness(), usual_lateness(peers=EVERYBODY - {ADA})
+    assert late_at(known, 16.0, withheld(0.5), waiting={ADA}).keys() == {ADA}
+    found = late_at(new, 60.0, withheld(0.5), waiting={ADA})
+    assert found.keys() == {ADA} and found[ADA] < 8 * USUAL_S + 1.0
+
+
+@pytest.mark.parametrize("usual_s", [10.0, 60.0, 200.0])
+def test_where_rounds_are_long_waiting_is_no_excuse_for_a_multiple_of_them(usual_s: float) -> None:
+    found = late_at(usual_lateness(usual_s), 2 * usual_s + 45.0, withheld(0.5), waiting={ADA})
+    assert found.keys() == {ADA} and found[ADA] < usual_s + EXCUSED_S + 1.0
+
+
+@pytest.mark.parametrize(("num_bytes", "most_s"), [(8 << 20, 75.0), (100 << 20, 445.0)])
+def test_nor_is_it_for_minutes_where_nothing_is_known(num_bytes: int, most_s: float) -> None:
+    lateness = Lateness(num_bytes)
+    lateness.begin()
+    found = late_at(lateness, 600.0, withheld(0.5), waiting={ADA})
+    assert found.keys() == {ADA} and found[ADA] < most_s
+
+
+def test_a_round_of_several_attempts_says_what_is_usual_while_no_whole_one_is_known() -> None:
+    lateness = Lateness(PAYLOAD_BYTES)
+    lateness.lasted(2.0, EVERYBODY - {ADA}, is_whole=False)
+    lateness.begin()
+    assert late_at(lateness, 20.0, withheld(0.5), waiting={ADA}).keys() == {ADA}
+    lateness.lasted(20.0, EVERYBODY)
+    lateness.begin()
+    assert not late_at(lateness, 20.0, withheld(0.5))
 
 
 def test_who_finds_all_others_slow_names_nobody() -> None:

@@ -105,6 +105,7 @@ class TreeAllReduce:
         self._round_keys = RoundKeys()
         self._broken: dict[PeerId, float] = {}  # whose lane has ended, and when
         self._lateness = Lateness(4 * num_parameters)
+        self._first_attempt = (b"", 0.0)  # that began with nothing: its round, and when
         self._links = LinkBook()
         chunk_bytes = self._wire.max_bytes(chunk_values(num_parameters))
         commitment_bytes = DIGEST_BYTES * num_chunks(num_parameters)
@@ -186,6 +187,8 @@ class TreeAllReduce:
         """See `Averager.average`."""
         reduction = self._reduction_of(attempt)
         began = self._loop.time()
+        if attempt.number == 0:
+            self._first_attempt = (reduction.round_key, began)
         self._lateness.begin()
         for peer in sorted(reduction.partners_in(attempt)):
             if self._outlets.expect(peer):
@@ -194,9 +197,15 @@ class TreeAllReduce:
         self._spawn(self._say_alive(reduction, attempt))
         await self._finished(reduction, began)
         self._lateness.succeed()
-        if attempt.number == 0:
-            self._lateness.lasted(self._loop.time() - began, frozenset(attempt.contributors))
+        self._note_duration(reduction, attempt)
         return reduction.assembled()
+
+    def _note_duration(self, reduction: Reduction, attempt: Attempt) -> None:
+        """From the round's first attempt on, if this peer took part in it."""
+        round_key, began = self._first_attempt
+        if round_key == reduction.round_key:
+            peers, elapsed_s = frozenset(attempt.contributors), self._loop.time() - began
+            self._lateness.lasted(elapsed_s, peers, is_whole=attempt.number == 0)
 
     def _begin(self, reduction: Reduction, attempt: Attempt) -> None:
         reduction.adopt(attempt)

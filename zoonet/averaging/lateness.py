@@ -23,6 +23,8 @@ NEW: Final = 8.0  # how many times as long as usual it may take with who has not
 NUM_USUAL: Final = 8  # attempts that say what is usual
 UNKNOWN_S: Final = 10.0  # that attempts take, while nothing is known, and the payload at this rate
 UNKNOWN_BYTES_PER_S: Final = 256 * 1024
+UNKNOWN_MOST_S: Final = 600.0  # of that: half of what a whole first round may take
+EXCUSED_S: Final = 30.0  # longer than usual, at most: members are patient 45 s longer than usual
 
 
 class Lateness:
@@ -38,11 +40,16 @@ class Lateness:
     stands. When somebody will be done follows from what it has brought in a window of time, which
     is as long as a silence that is noticed, or longer. Usual is the median of the last attempts in
     which that peer took part: who is slow and always was is not late.
+
+    Who says that it waits for others is excused, but whether it really does nobody can tell: so
+    the excuse ends long before the members' patience with the whole round, and is no longer for
+    who is new here than for everybody else.
     """
 
     def __init__(self, payload_bytes: int) -> None:
-        self._first_s = UNKNOWN_S + payload_bytes / UNKNOWN_BYTES_PER_S
+        self._first_s = min(UNKNOWN_MOST_S, UNKNOWN_S + payload_bytes / UNKNOWN_BYTES_PER_S)
         self._lasted: deque[tuple[float, Set[PeerId]]] = deque(maxlen=NUM_USUAL)
+        self._repaired: deque[tuple[float, Set[PeerId]]] = deque(maxlen=NUM_USUAL)
         self._gaps = LearnedTimeout(first_s=FIRST_S, floor_s=1.2, ceiling_s=15.0)
         self._doubt = 1.0  # grows with each accusation, until an attempt succeeds
         self._longest_gap_s = 0.0
@@ -58,9 +65,13 @@ class Lateness:
         self._gaps.observe(self._longest_gap_s)
         self._doubt = 1.0
 
-    def lasted(self, elapsed_s: float, peers: Set[PeerId]) -> None:
-        """An attempt among these that began with nothing took so long."""
-        self._lasted.append((elapsed_s, peers))
+    def lasted(self, elapsed_s: float, peers: Set[PeerId], *, is_whole: bool = True) -> None:
+        """It took so long, from nothing to a mean of these; if it is not whole, in many attempts.
+
+        A whole attempt would have taken less than all of several did. That counts only while no
+        whole one is known.
+        """
+        (self._lasted if is_whole else self._repaired).append((elapsed_s, peers))
 
     def accuse(self) -> None:
         """Somebody was taken to be missing: if that was wrong, it must not go on for ever."""
@@ -101,7 +112,7 @@ class Lateness:
         judged = {
             peer: pace
             for peer, pace in self._progress.paces(window_s).items()
-            if not self._is_excused(peer, pace, elapsed_s)
+            if not self._is_excused(pace, elapsed_s)
         }
         late = set()
         for peer, pace in judged.items():
@@ -112,9 +123,18 @@ class Lateness:
                 late.add(peer)
         return late
 
-    def _is_excused(self, peer: PeerId, pace: Pace, elapsed_s: float) -> bool:
+    def _is_excused(self, pace: Pace, elapsed_s: float) -> bool:
         """It waits for others, and there is still time for somebody to name the culprit."""
-        return pace.is_held_up and elapsed_s < ALONE * (AGREE_S + 2 * self._usual_s(peer))
+        return pace.is_held_up and elapsed_s < self._excused_s()
+
+    def _excused_s(self) -> float:
+        """The same for all. While nothing is known, nobody is late before the first allowance."""
+        usual_s = self._first_s
+        if self._lasted:
+            usual_s = statistics.median_low(elapsed_s for elapsed_s, _ in self._lasted)
+        elif self._repaired:
+            usual_s = min(usual_s, min(elapsed_s for elapsed_s, _ in self._repaired))
+        return min(ALONE * (AGREE_S + 2 * usual_s), usual_s + EXCUSED_S)
 
     def _usual_s(self, peer: PeerId) -> float:
         lasted = [elapsed_s for elapsed_s, peers in self._lasted if peer in peers]
@@ -122,4 +142,5 @@ class Lateness:
             return statistics.median_low(lasted)  # of two the shorter: first ones open lanes
         if self._lasted:
             return NEW * statistics.median_low(elapsed_s for elapsed_s, _ in self._lasted)
-        return self._first_s
+        repaired = [(1.0 if peer in peers else NEW) * s for s, peers in self._repaired]
+        return min([self._first_s, *repaired])
