@@ -171,6 +171,13 @@ def test_who_is_new_and_says_that_it_waits_is_excused_no_longer_than_others() ->
     assert found.keys() == {ADA} and found[ADA] < 8 * USUAL_S + 1.0
 
 
+def test_going_on_without_who_is_new_takes_no_longer_than_usual() -> None:
+    """It withholds but one chunk, of which nobody can say that it is not nearly here."""
+    new = usual_lateness(peers=EVERYBODY - {ADA})
+    found = late_at(new, 100.0, withheld(0.975), waiting={ADA})
+    assert found.keys() == {ADA} and found[ADA] < 10 * USUAL_S
+
+
 @pytest.mark.parametrize("usual_s", [10.0, 60.0, 200.0])
 def test_where_rounds_are_long_waiting_is_no_excuse_for_a_multiple_of_them(usual_s: float) -> None:
     found = late_at(usual_lateness(usual_s), 2 * usual_s + 45.0, withheld(0.5), waiting={ADA})

@@ -118,7 +118,8 @@ class Lateness:
         for peer, pace in judged.items():
             others_s = [other.at_most_s for other in judged.values() if other is not pace]
             usual_s = self._usual_s(peer)
-            without_s = statistics.median_high(others_s or [0.0]) + AGREE_S + usual_s
+            without_s = statistics.median_high(others_s or [0.0]) + AGREE_S
+            without_s += min(usual_s, self._usual_of_all_s())
             if elapsed_s > usual_s and pace.at_least_s > CLEARLY * without_s:
                 late.add(peer)
         return late
@@ -129,12 +130,13 @@ class Lateness:
 
     def _excused_s(self) -> float:
         """The same for all. While nothing is known, nobody is late before the first allowance."""
-        usual_s = self._first_s
-        if self._lasted:
-            usual_s = statistics.median_low(elapsed_s for elapsed_s, _ in self._lasted)
-        elif self._repaired:
-            usual_s = min(usual_s, min(elapsed_s for elapsed_s, _ in self._repaired))
+        usual_s = self._usual_of_all_s()
         return min(ALONE * (AGREE_S + 2 * usual_s), usual_s + EXCUSED_S)
+
+    def _usual_of_all_s(self) -> float:
+        if self._lasted:
+            return statistics.median_low(elapsed_s for elapsed_s, _ in self._lasted)
+        return min([self._first_s, *(elapsed_s for elapsed_s, _ in self._repaired)])
 
     def _usual_s(self, peer: PeerId) -> float:
         lasted = [elapsed_s for elapsed_s, peers in self._lasted if peer in peers]
