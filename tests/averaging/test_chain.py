@@ -28,6 +28,7 @@ from zoonet.averaging.chain import (
     credits,
     genesis,
     has_quorum,
+    idlers,
     replaces,
     split_of,
 )
@@ -38,6 +39,7 @@ from zoonet.averaging.messages import (
     RoundResult,
     Vote,
     cast_vote,
+    report_failure,
 )
 from zoonet.crypto import Identity, sha256
 from zoonet.errors import ProtocolViolation
@@ -263,6 +265,25 @@ def test_credit_is_what_the_chain_says() -> None:
     assert sorted(only_three, key=lambda credit: credit.peer) == [
         Credit(one, 1, 2) for one in peers(*THREE)
     ]
+
+
+def with_nothing_trained(chain: Chain) -> Chain:
+    failure = report_failure(identity_of("ada"), chain.job_id, chain.head, ((900, 901),))
+    result = result_after(chain, THREE, slots={})
+    chain.extend(certified(msgspec.structs.replace(result, failures=(failure,)), THREE))
+    return chain
+
+
+def test_who_contributes_nothing_is_found_out_though_some_rounds_had_no_work() -> None:
+    chain = grow(empty_chain(), *THREE)
+    for _ in range(2):
+        grow(chain, *THREE, slots={"ada": ((2 + len(chain) * 10, 4 + len(chain) * 10),)})
+        with_nothing_trained(chain)
+    assert idlers(chain, num_rounds=2, num_needed=10) == {*peers("bob", "cyd")}
+    assert idlers(chain, num_rounds=3, num_needed=10) == set()
+    for _ in range(9):
+        with_nothing_trained(chain)
+    assert idlers(chain, num_rounds=2, num_needed=10) == set()
 
 
 # --- which chain is followed ------------------------------------------------------------------

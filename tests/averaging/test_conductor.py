@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.averaging.makers import empty_chain, peer, peers, plan_after
+from tests.averaging.swarm import identity_of
 from zoonet.averaging.conductor import (
     AskWhy,
     Conductor,
@@ -17,7 +19,7 @@ from zoonet.averaging.conductor import (
     StopTraining,
 )
 from zoonet.averaging.links import PeerLinks
-from zoonet.averaging.messages import Attempt, Voted
+from zoonet.averaging.messages import MAX_RANGES, Attempt, Lease, Voted, report_failure
 from zoonet.crypto import PeerId
 from zoonet.ranges import Ranges
 
@@ -311,6 +313,92 @@ def test_joiners_and_strangers_accuse_nobody() -> None:
     all_done(lead, 5.0)
     assert failed(lead, "cyd", 6.0, "bob") == []
     assert lead.on_time(9.0) == []
+
+
+# --- guests -------------------------------------------------------------------------------------
+
+GUESTS = ("eve", "fay")
+
+
+def with_guests(*names: str) -> Conductor:
+    lead = conductor(*names)
+    guests = [Lease(one, ((100 + at, 101 + at),), 1) for at, one in enumerate(peers(*GUESTS))]
+    lead.round = replace(lead.round, joiners=peers(*GUESTS), guests=tuple(guests))
+    for guest in guests:
+        lead.on_done(PeerId(guest.peer), guest.slots, ROOT, 1.0)
+    return lead
+
+
+def test_guests_that_fail_cost_one_attempt_and_then_they_are_all_out() -> None:
+    lead = with_guests()
+    assert set(all_done(lead, 5.0).contributors) == {*peers(*FOUR, *GUESTS)}
+    failed(lead, "eve", 6.0)
+    assert started(lead.on_time(7.1)).contributors == peers(*FOUR)
+    failed(lead, "fay", 8.0)
+    assert lead.on_time(20.0) == []
+
+
+def test_what_guests_say_of_members_costs_no_member_its_place() -> None:
+    lead = with_guests()
+    all_done(lead, 5.0)
+    failed(lead, "eve", 6.0, "bob")
+    failed(lead, "fay", 6.0, "cyd")
+    assert started(lead.on_time(7.1)).contributors == peers(*FOUR)
+
+
+def test_a_member_that_misses_a_guest_stays() -> None:
+    lead = with_guests()
+    all_done(lead, 5.0)
+    failed(lead, "bob", 6.0, "eve")
+    assert started(lead.on_time(7.1)).contributors == peers(*FOUR)
+
+
+def test_members_that_fail_are_left_out_beside_guests() -> None:
+    lead = with_guests()
+    all_done(lead, 5.0)
+    failed(lead, "eve", 6.0)
+    failed(lead, "bob", 6.0, "dan")
+    failed(lead, "ada", 6.0, "dan")
+    assert started(lead.on_time(7.1)).contributors == peers("ada", "bob", "cyd")
+
+
+# --- words about other things -------------------------------------------------------------------
+
+
+def every_other(num: int) -> Ranges:
+    return tuple((at, at + 1) for at in range(0, 2 * num, 2))
+
+
+@pytest.mark.parametrize(("more", "contributes"), [(0, True), (1, False)])
+def test_who_reports_in_more_pieces_than_its_part_is_left_out(more: int, contributes: bool) -> None:
+    plan = plan_after(empty_chain(10_000), {"ada": ((0, 4000),), "bob": ((4000, 8000),)})
+    lead = Conductor(plan, 0.0, peer("ada"), num_values=1000)
+    lead.on_done(peer("ada"), every_other(MAX_RANGES // 2 + more), ROOT, 1.0)
+    attempt = started(lead.on_done(peer("bob"), ((4000, 8000),), ROOT, 1.0))
+    assert (peer("ada") in attempt.contributors) is contributes
+    assert sum(len(share.slots) for share in attempt.contributions) <= MAX_RANGES
+
+
+def test_failures_count_as_pieces_too() -> None:
+    plan = plan_after(empty_chain(10_000), {"ada": ((0, 4000),), "bob": ((4000, 8000),)})
+    lead = Conductor(plan, 0.0, peer("ada"), num_values=1000)
+    for name, start in (("ada", 0), ("bob", 4000)):
+        slots = tuple((start + 2 * at, start + 2 * at + 1) for at in range(MAX_RANGES // 2))
+        failed_on = ((start + 3001, start + 3002),)
+        failure = report_failure(identity_of(name), plan.job_id, plan.parent, failed_on)
+        orders = lead.on_done(peer(name), slots, ROOT, 1.0, failure)
+    attempt = started(orders)
+    assert attempt.contributors == peers("ada", "bob") and attempt.failures == ()
+
+
+def test_while_somebody_is_not_done_no_round_is_said_to_be_impossible() -> None:
+    """Its member would have to refuse a round in which nobody trained anything."""
+    lead = conductor("ada", "bob", usual_s=1.0)
+    failure = report_failure(identity_of("ada"), lead.round.job_id, lead.round.parent, ((0, 1),))
+    lead.on_done(peer("ada"), (), ROOT, 1.0, failure)
+    assert lead.on_time(20.0) == [StopTraining(peer("bob"))]
+    order = gave_up(lead.on_time(21.0 + PATIENCE.stop_s), "nobody is left who contributes")
+    assert order.suspects == {peer("bob")}
 
 
 def test_words_about_another_attempt_are_passed_over() -> None:

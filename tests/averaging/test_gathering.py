@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.averaging.makers import empty_chain, grow, peer, ready
 from tests.averaging.swarm import JOB_ID, NUM_PARAMETERS, identity_of
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.coordinator import Coordinator, RoundSeat
 from zoonet.averaging.deadlines import LearnedTimeout
+from zoonet.averaging.messages import MAX_RANGES, Round
 from zoonet.clock import LoopClock
+from zoonet.ranges import Ranges
 from zoonet.testing import run
 from zoonet.transport import local_pair
 
@@ -20,7 +24,9 @@ FIRST_S = 15.0
 class Seat:
     """ada's seat in a round of three, and who comes to it."""
 
-    def __init__(self, timeout: LearnedTimeout) -> None:
+    def __init__(
+        self, timeout: LearnedTimeout, free: Ranges | None = None, inner_steps: int = 25
+    ) -> None:
         chain = grow(empty_chain(), *NAMES)
         seat = RoundSeat(
             job_id=JOB_ID,
@@ -28,11 +34,16 @@ class Seat:
             view=0,
             parent=chain.head,
             roster=chain.roster,
-            free=chain.free,
+            free=chain.free if free is None else free,
             num_parameters=NUM_PARAMETERS,
         )
         self.lead = Coordinator(
-            identity_of("ada"), LoopClock(), RoundsConfig(), seat, timeout, lambda: set()
+            identity_of("ada"),
+            LoopClock(),
+            RoundsConfig(inner_steps=inner_steps),
+            seat,
+            timeout,
+            lambda: set(),
         )
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -93,3 +104,25 @@ def test_who_was_there_before_the_coordinator_has_kept_nobody_waiting() -> None:
         return timeout.timeout_s
 
     assert run(main()) == 0.0
+
+
+@pytest.mark.parametrize("inner_steps", [200, 250, 300, 400])
+def test_guests_are_leased_no_more_pieces_than_members_leave(inner_steps: int) -> None:
+    """What the coordinator plans is never too much for one plan, however torn the rest is."""
+
+    async def main() -> Round:
+        torn = tuple((at, at + 1) for at in range(10, 8010, 2))
+        seat = Seat(learned(), torn, inner_steps)
+        leading = asyncio.create_task(seat.lead.lead())
+        for name in ("eve", *NAMES):
+            await seat.come(name)
+        await asyncio.sleep(1.0)
+        assert seat.lead.plan is not None
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+        await seat.leave()
+        return seat.lead.plan
+
+    plan = run(main())
+    assert plan.joiners == (peer("eve"),) and bool(plan.guests) == (inner_steps < 400)
+    assert sum(len(one.slots) for one in (*plan.leases, *plan.guests)) < MAX_RANGES

@@ -86,6 +86,12 @@ def test_nobody_can_claim_work_in_more_pieces_than_a_plan_holds() -> None:
     assert not overlaps(found[0].slots, found[1].slots)
 
 
+def test_leases_are_in_no_more_pieces_than_there_is_room_for() -> None:
+    free = tuple((at, at + 1) for at in range(0, 200, 2))
+    found = lease(free, members(ada=ready(), bob=ready()), 30, most_pieces=20)
+    assert [len(one.slots) for one in found] == [10, 10]
+
+
 def test_a_claim_on_slots_that_were_leased_to_another_fails() -> None:
     """Whatever their ids: the coordinator has seen to whom the slots were leased."""
     claim: Ranges = ((20, 24),)

@@ -9,10 +9,18 @@ import pytest
 
 from tests.averaging.forest import sited
 from tests.averaging.makers import empty_chain, grow, peer, peers, plan_after, result_after, shares
+from tests.averaging.swarm import identity_of
 from zoonet.averaging.chain import Chain
 from zoonet.averaging.config import RoundsConfig
 from zoonet.averaging.leases import lease, most_slots
-from zoonet.averaging.messages import MAX_RANGES, Attempt, Ready, Round, Share
+from zoonet.averaging.messages import (
+    MAX_RANGES,
+    Attempt,
+    Ready,
+    Round,
+    Share,
+    report_failure,
+)
 from zoonet.averaging.plan import repair
 from zoonet.averaging.rules import check_attempt, check_plan, follows
 from zoonet.crypto import PeerId
@@ -235,6 +243,15 @@ def test_contributions_are_of_leased_slots() -> None:
     not_followed(attempt({"ada": ((6, 11),)}), "not leased")
     not_followed(attempt({"ada": ()}), "not leased")
     not_followed(attempt({"ada": ((9, 6),)}), "not leased")
+
+
+def test_who_has_reported_work_follows_no_attempt_without_any() -> None:
+    made = plan()
+    failed_on = ((6, 7),)
+    failure = report_failure(identity_of("ada"), made.job_id, made.parent, failed_on)
+    nothing = attempt(contributions=(), roots=(), failures=(failure,))
+    check(nothing, carried=())
+    not_followed(nothing, "without work, though some was reported")
 
 
 def test_nobody_contributes_other_slots_in_my_name_than_i_reported() -> None:

@@ -241,17 +241,17 @@ def longer(chain: Chain, links: Iterable[Certificate]) -> Chain:
 
 
 def idlers(chain: Chain, *, num_rounds: int, num_needed: int) -> set[PeerId]:
-    """Members of all of the last rounds who contributed to none of them.
+    """Members of all of the last rounds in which somebody trained who contributed to none of them.
 
+    Rounds in which nobody could train anything are passed over, up to three for each that counts.
     Nobody while fewer than `num_needed` slots are left: then there may be no work for everyone.
     """
-    links = chain.certificates[-num_rounds:]
-    if len(links) < num_rounds or count(chain.free) < num_needed:
+    recent = [link.result for link in chain.certificates[-4 * num_rounds :]]
+    results = [result for result in recent if result.contributions][-num_rounds:]
+    if len(results) < num_rounds or count(chain.free) < num_needed:
         return set()
-    members = set.intersection(*(set(link.result.members) for link in links))
-    if not all(link.result.contributions for link in links):
-        return set()  # there was nothing that anybody could train
-    busy = {share.peer for link in links for share in link.result.contributions}
+    members = set.intersection(*(set(result.members) for result in results))
+    busy = {share.peer for result in results for share in result.contributions}
     return {PeerId(peer) for peer in members - busy}
 
 

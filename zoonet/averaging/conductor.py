@@ -17,7 +17,7 @@ from zoonet.averaging.blame import Pair, differing, to_leave_out
 from zoonet.averaging.chain import has_quorum, share_of
 from zoonet.averaging.config import Patience
 from zoonet.averaging.links import PeerLinks
-from zoonet.averaging.messages import Attempt, Failure, Round, Share, Voted
+from zoonet.averaging.messages import MAX_RANGES, Attempt, Failure, Round, Share, Voted
 from zoonet.averaging.plan import Plan, givers_in, repair
 from zoonet.averaging.planner import make_plan
 from zoonet.averaging.rules import SPARE_ATTEMPTS, is_failure_in
@@ -110,7 +110,8 @@ class Conductor:
             return []
         if peer not in self.round.members:
             return self._on_guest_done(peer, slots, root, now)
-        if not slots or not is_normal(slots) or difference(slots, leased):
+        room = self._room_for(peer) - len(slots)
+        if not slots or room < 0 or not is_normal(slots) or difference(slots, leased):
             self.left_out.add(peer)
             slots = ()
         else:
@@ -120,6 +121,7 @@ class Conductor:
         if (
             failure is not None
             and self.attempt is None
+            and len(failure.slots) <= room
             and is_failure_in(failure, self.round, slots)
         ):
             self.failures[peer] = failure
@@ -127,9 +129,16 @@ class Conductor:
 
     def _on_guest_done(self, peer: PeerId, slots: Ranges, root: bytes, now: float) -> list[Order]:
         is_leased = is_normal(slots) and not difference(slots, self.round.slots_of(peer))
-        self.done[peer] = slots if is_leased else ()
+        has_room = len(slots) <= self._room_for(peer)
+        self.done[peer] = slots if is_leased and has_room else ()
         self.roots[peer] = root
         return self.on_time(now)
+
+    def _room_for(self, peer: PeerId) -> int:
+        """In how many pieces the peer may report, so that all reports fit into one result."""
+        leases = (*self.round.leases, *self.round.guests)
+        spare = MAX_RANGES - sum(len(lease.slots) for lease in leases)
+        return len(self.round.slots_of(peer)) + spare // len(self.round.contributors)
 
     def on_trained(self, peer: PeerId, num_slots: int) -> None:
         """Somebody has trained so many slots by now."""
@@ -158,6 +167,8 @@ class Conductor:
         if peer not in known:  # it misses the round, and nobody else does for its sake
             return self.on_time(now)
         self.told.add(peer)
+        if peer in self._guests:  # whoever it names: its word counts against itself only
+            missing = [peer]
         self._report(now, {frozenset((peer, PeerId(name))) for name in missing if name in known})
         return self.on_time(now)
 
@@ -200,6 +211,11 @@ class Conductor:
     def _live(self) -> set[PeerId]:
         return set(self.round.members) - self.lost
 
+    @property
+    def _guests(self) -> frozenset[PeerId]:
+        """Joiners whose work may be part of the round."""
+        return self.round.contributors - set(self.round.members)
+
     # --- training -----------------------------------------------------------------------------
 
     def _while_training(self, now: float) -> list[Order]:
@@ -224,7 +240,7 @@ class Conductor:
         """Take what joiners have trained so far; nobody waits long for it."""
         if self.all_done is None:
             self.all_done = now
-        guests = sorted(self.round.contributors - set(self.round.members) - self.lost)
+        guests = sorted(self._guests - self.lost)
         late = [peer for peer in guests if peer not in self.done]
         orders: list[Order] = [StopTraining(peer) for peer in late if peer not in self.stopped]
         self.stopped |= dict.fromkeys((peer for peer in late if peer not in self.stopped), now)
@@ -281,7 +297,7 @@ class Conductor:
     def _is_doubtful(self) -> bool:
         """One word stands against another, so that both would go."""
         return len(self.pairs) == 1 and all(
-            len(pair) > 1 and self.me not in pair for pair in self.pairs
+            len(pair) > 1 and not pair & {self.me, *self._guests} for pair in self.pairs
         )
 
     def _without_the_mute(self, live: set[PeerId], now: float) -> list[Order]:
@@ -309,7 +325,7 @@ class Conductor:
         pairs = differing(
             self.slices, [givers_in(attempt.plan, tree) for tree in attempt.plan.trees]
         )
-        if pairs and to_leave_out(pairs, self.me) & set(attempt.contributors):
+        if pairs and self._accused_in(pairs) & set(attempt.contributors):
             self.pairs |= pairs
             return self._next_attempt(now)
         mine = self.votes.get(self.me)
@@ -317,7 +333,7 @@ class Conductor:
         return [GiveUp("everyone has voted, but for different results", frozenset(others))]
 
     def _next_attempt(self, now: float) -> list[Order]:
-        accused = self._accused()
+        accused = self._accused_in(self.pairs)
         if self.attempt is not None and not accused & set(self.attempt.contributors):
             accused |= self.told - {self.me}  # they failed, and nobody failed them
         self.left_out |= accused
@@ -331,8 +347,9 @@ class Conductor:
             # Who has been left out does not come back: others may have its roles.
             before = {share.peer for share in self.attempt.contributions}
             contributions = tuple(share for share in contributions if share.peer in before)
-        if not contributions and (self.attempt is not None or not self.failures):
-            return [GiveUp("nobody is left who contributes")]
+        late = self._live() - self.done.keys()
+        if not contributions and (self.attempt is not None or not self.failures or late):
+            return [GiveUp("nobody is left who contributes", frozenset(late - {self.me}))]
         number = 0 if self.attempt is None else self.attempt.number + 1
         if number >= len(self.round.members) + SPARE_ATTEMPTS:
             return [GiveUp(f"{number} attempts have failed")]
@@ -346,11 +363,17 @@ class Conductor:
         self.slices = {}
         return [StartAttempt(self.attempt)]
 
-    def _accused(self) -> set[PeerId]:
-        """Whom to leave out: those whom the coordinator misses too, and in doubt others."""
-        gone = {peer for pair in self.pairs for peer in pair & (self.lost | self.quiet)}
-        unclear = {pair for pair in self.pairs if not pair & gone}
-        return gone | to_leave_out(unclear, self.me)
+    def _accused_in(self, pairs: set[Pair]) -> set[PeerId]:
+        """Whom to leave out: those whom the coordinator misses too, and in doubt others.
+
+        Anybody can be a guest, under any number of names. So a guest never costs a member its
+        place, and all of them together cost the round one attempt at most.
+        """
+        guests = self._guests
+        among = {pair for pair in pairs if not pair & guests}
+        gone = {peer for pair in among for peer in pair & (self.lost | self.quiet)}
+        unclear = {pair for pair in among if not pair & gone}
+        return gone | to_leave_out(unclear, self.me) | (guests if among < pairs else set())
 
     def _make_attempt(self, number: int, contributions: tuple[Share, ...]) -> Attempt:
         contributors = [PeerId(share.peer) for share in contributions]

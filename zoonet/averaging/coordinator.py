@@ -23,6 +23,7 @@ from zoonet.averaging.deadlines import LearnedTimeout
 from zoonet.averaging.followers import Follower, Followers
 from zoonet.averaging.leases import lease, placed
 from zoonet.averaging.messages import (
+    MAX_RANGES,
     MESSAGE_BYTES,
     Beat,
     Busy,
@@ -240,6 +241,10 @@ class Coordinator:
         steps = self._config.inner_steps
         if not joiners or count(free) < steps * (len(joiners) + 2 * len(leases)):
             return ()
+        # Half of the rest: failures and stragglers leave work in more pieces than were leased.
+        num_pieces = (MAX_RANGES - sum(len(one.slots) for one in leases)) // 2
+        if num_pieces < len(joiners):
+            return ()
         return lease(
             free,
             {peer: self._followers[peer].ready for peer in sorted(joiners)},
@@ -247,6 +252,7 @@ class Coordinator:
             is_dynamic=False,  # nobody knows how long they take to fetch the state
             known=self.seat.leased,
             failed=self.seat.failed,
+            most_pieces=num_pieces,
         )
 
     # --- leading ------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ def lease(
     ahead: float = 0.0,
     known: Mapping[PeerId, Ranges] | None = None,
     failed: Mapping[PeerId, Ranges] | None = None,
+    most_pieces: int = MAX_RANGES,
 ) -> tuple[Lease, ...]:
     """Hand out slots to members, in the order of their ids.
 
@@ -60,11 +61,12 @@ def lease(
     to whom before: that claim is the better one, and of two who merely say so neither gets them.
     What was leased to peers that are not here comes last: they may come back with it trained.
     Slots that a member has `failed` on are for another one, unless it is alone.
-    Towards the end of the job what is left is shared out in the same proportions.
+    Towards the end of the job what is left is shared out in the same proportions. All leases
+    together are in `most_pieces` at most, where that is one for each member.
     """
     speeds = {peer: members[peer].slots_per_s for peer in sorted(members)}
     steps = local_steps(speeds, inner_steps, is_dynamic=is_dynamic)
-    pieces = max(1, MAX_RANGES // max(1, len(members)))
+    pieces = max(1, most_pieces // max(1, len(members)))
     shunned = failed or {} if len(members) > 1 else {}
     claims = {peer: difference(members[peer].leased, shunned.get(peer, ())) for peer in speeds}
     most = most_slots(inner_steps, ahead)

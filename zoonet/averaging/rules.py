@@ -78,6 +78,8 @@ def check_attempt(
     if not last < attempt.number < len(plan.members) + SPARE_ATTEMPTS:
         raise ProtocolViolation(coordinator, f"an attempt {attempt.number} after {last}")
     check_contributions(attempt.contributions, plan, coordinator, failures=attempt.failures)
+    if mine.slots and not attempt.contributions:
+        raise ProtocolViolation(coordinator, "an attempt without work, though some was reported")
     if attempt.former:
         check_contributions(attempt.former, plan, coordinator)
     if {share.peer for share in attempt.former} & set(attempt.contributors):
