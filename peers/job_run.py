@@ -28,6 +28,7 @@ from zoonet.averaging import (
     SiteMean,
     TreeAllReduce,
 )
+from zoonet.averaging.participant import early_end
 from zoonet.blocks import Manifest, blocks_of, call_store, put_bytes, read_bytes, write_file
 from zoonet.codecs import codec as codec_named
 from zoonet.config import PreparedJob, decode, num_slots, tokens_per_slot
@@ -140,7 +141,7 @@ class JobRun:
                 await self._publish(prepared, replica)
                 await asyncio.sleep(LINGER_S)
         except ShardUnavailable:
-            if self._participant is None or not self._participant.chain.is_finished:
+            if self._participant is None or not self._participant.chain.is_over:
                 raise
             log.info("job=%s was finished by others, who hold its model", self._job_id)
             await self._reporter.say_now("finished")
@@ -302,6 +303,8 @@ class JobRun:
         for record in list(self._reporter.others.values()):
             self._on_heard(record)
         await participant.run()
+        if participant.chain.is_stuck:
+            self.status.note = early_end(participant.chain)[:200]
 
     def _founders(self) -> set[PeerId]:
         return self._reporter.founders() | {self._node.peer_id}

@@ -16,10 +16,13 @@ from zoonet.averaging.chain_sync import (
     LOOK_S,
     MAX_PATIENT,
     PAGE,
+    SPARE_LINKS,
     ChainPage,
     ChainRequest,
     ChainSync,
+    _size,
 )
+from zoonet.averaging.messages import MAX_FAILED, report_failure
 from zoonet.averaging.rivals import LONGEST_PAUSE_S, MAX_WAITING, NUM_AT_ONCE, Rivals
 from zoonet.crypto import Identity, PeerId, sha256
 from zoonet.errors import PeerTimeout, PeerUnreachable, ProtocolViolation
@@ -191,6 +194,34 @@ def test_a_chain_that_comes_link_by_link_is_read_no_longer_than_it_is_worth() ->
         assert asyncio.get_running_loop().time() < 2 * LOOK_S + 200 * LINK_S
 
     run(main())
+
+
+def failing(chain: Chain, rounds: int) -> Chain:
+    """Go on with rounds in which ada fails on one and the same slot, and nobody trains."""
+    for _ in range(rounds):
+        failure = report_failure(identity_of("ada"), JOB_ID, chain.head, ((9, 10),))
+        result = result_after(chain, THREE, slots={})
+        result = msgspec.structs.replace(result, failures=(failure,))
+        chain.extend(certified(result, THREE))
+    return chain
+
+
+def test_a_chain_of_failures_without_an_end_is_refused() -> None:
+    theirs = failing(empty_chain(10), 20 + SPARE_LINKS + 2 * PAGE)
+    refused(empty_chain(10), lambda ask: page_of(theirs, ask.start), "more than 276 rounds")
+    found = fetched(empty_chain(10), failing(empty_chain(10), 2))
+    assert found is not None and len(found) == 2
+
+
+def test_a_links_estimated_size_counts_its_failures() -> None:
+    chain = empty_chain(2**40)
+    slots = tuple((2**39 + 2 * at, 2**39 + 2 * at + 1) for at in range(MAX_FAILED))
+    failure = report_failure(identity_of("ada"), JOB_ID, chain.head, slots)
+    result = result_after(chain, THREE, slots={})
+    link = certified(msgspec.structs.replace(result, failures=(failure,)), THREE)
+    without = certified(result, THREE)
+    added = len(msgspec.msgpack.encode(link)) - len(msgspec.msgpack.encode(without))
+    assert _size(link) - _size(without) >= added
 
 
 # --- serving --------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import pytest
 
@@ -18,8 +20,8 @@ from tests.averaging.test_leases import members
 from zoonet.averaging import Chain, RoundsConfig
 from zoonet.averaging.leases import lease
 from zoonet.averaging.messages import Failure, report_failure
-from zoonet.averaging.poison import most_skipped
-from zoonet.errors import ProtocolViolation, TrainingError
+from zoonet.averaging.poison import Poison, most_skipped
+from zoonet.errors import ProtocolViolation
 from zoonet.ranges import Ranges, count, difference, overlaps
 from zoonet.testing import run
 
@@ -113,19 +115,19 @@ def test_a_liar_skips_nothing() -> None:
     assert {one.peer for _, one in failures_in(swarm.peers["ada"].chain)} == {peer("dan")}
 
 
-def test_more_than_a_hundredth_of_the_job_is_not_skipped_and_the_job_says_so() -> None:
+def test_more_than_a_hundredth_of_the_job_is_not_skipped_and_the_job_ends_early(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def main() -> Swarm:
-        swarm = await founded(100)
-        for one in swarm.peers.values():
-            one.replica.bad = set(range(10, 19))
-        swarm.start()
-        with pytest.raises(TrainingError, match="nobody can train"):
-            await swarm.finish()
-        await swarm.close()
-        return swarm
+        return await play(await founded(100), set(range(10, 19)))
 
     swarm = run(main())
-    chain = swarm.peers["ada"].chain
+    peers = list(swarm.peers.values())
+    assert len({one.chain.head for one in peers}) == 1
+    assert all(one.replica.state_digest == one.chain.last.state for one in peers if one.chain.last)
+    assert "ended early: 5 data slots" in caplog.text
+    chain = peers[0].chain
+    assert chain.is_stuck and chain.is_over
     assert count(chain.skipped) == most_skipped(100) == 4
     assert contributed_slots(chain) == [*range(10), *range(19, 100)]
 
@@ -210,6 +212,62 @@ def test_nobody_fails_in_anothers_name(forge: object, message: str) -> None:
         with_failures(chain, forge(failure_of("ada", chain, SLOT)))
 
 
+MANY = ((500, 510),)  # more than may be skipped
+
+
+def full_chain(names: tuple[str, ...] = NAMES) -> Chain:
+    """Ada and bob have failed on more than a small job may skip, beside others."""
+    chain = empty_chain(600)
+    for name in ("ada", "bob"):
+        with_failures(chain, failure_of(name, chain, MANY), names=names)
+    return chain
+
+
+def test_beyond_the_cap_two_words_leave_a_slot_to_the_others() -> None:
+    chain = full_chain()
+    assert count(chain.skipped) == most_skipped(600)
+    assert chain.hopeless == () and not difference(((506, 510),), chain.trainable)
+    with_failures(chain, failure_of("cyd", chain, ((508, 510),)), names=NAMES)
+    assert chain.hopeless == ((508, 510),) and not overlaps(chain.trainable, chain.hopeless)
+    assert chain.copy_until(2).hopeless == () and chain.copy_until(3).hopeless == chain.hopeless
+    grow(chain, "dan", slots={"dan": ((508, 510),)})
+    assert not overlaps(chain.free, ((508, 510),))
+
+
+def test_nobody_fails_again_on_what_is_given_up() -> None:
+    chain = full_chain(("ada", "bob"))
+    assert chain.hopeless == ((506, 510),)
+    with pytest.raises(ProtocolViolation, match="given up"):
+        with_failures(chain, failure_of("ada", chain, ((509, 510),)), names=("ada", "bob"))
+
+
+def test_a_peer_alone_has_one_word_beyond_the_cap() -> None:
+    chain = full_chain(("ada", "bob"))
+    with_failures(chain, failure_of("ada", chain, ((520, 521),)), names=("ada",))
+    with pytest.raises(ProtocolViolation, match="given up"):
+        with_failures(chain, failure_of("ada", chain, ((520, 521),)), names=("ada",))
+
+
+def test_what_is_trained_is_forgotten_however_it_is_looked_up() -> None:
+    chain = empty_chain()
+    words = [failure_of("ada", chain, ((2, 4), (8, 10)))]
+    for done in (((3, 4),), ((3, 9), (20, 30)), ((0, 2), (3, 4), (9, 40))):
+        poison = Poison(1000)
+        poison.note(0, words, num_members=2)
+        poison.forget(done)
+        assert poison.by_peer == {peer("ada"): difference(words[0].slots, done)}
+
+
+def test_a_round_costs_no_look_at_all_that_ever_failed() -> None:
+    poison = Poison(10**6)
+    poison.note(0, [failure_of("ada", empty_chain(), ((0, 20_000),))], num_members=2)
+    began_s = time.process_time()
+    for start in range(300):
+        poison.forget(())
+        poison.forget(((start + 30_000, start + 30_002),))
+    assert time.process_time() - began_s < 2.0  # more than ten times that, one slot by one
+
+
 def test_a_word_is_good_for_its_own_round_only() -> None:
     old = failure_of("bob", empty_chain(), SLOT)
     chain = with_failures(empty_chain(), failure_of("ada", empty_chain(), SLOT))
@@ -242,3 +300,10 @@ def test_what_a_member_failed_on_is_leased_to_another() -> None:
     for left in (((0, 1),), ((0, 4),)):
         leases = lease(left, pair, 10, failed=failed)
         assert any(one.slots for one in leases)
+
+
+def test_what_all_members_have_failed_on_is_leased_to_them_once_more() -> None:
+    """Others may have been there, and be gone: without a round the chain would never say so."""
+    pair = members(ada=ready(), bob=ready())
+    both = dict.fromkeys((peer("ada"), peer("bob")), ((0, 3),))
+    assert any(one.slots for one in lease(((0, 3),), pair, 10, failed=both))

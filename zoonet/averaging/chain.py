@@ -114,9 +114,14 @@ class Chain:
         return difference(((0, self.num_slots),), (*self.done, *self.skipped))
 
     @property
+    def hopeless(self) -> Ranges:
+        """Free slots that most of the roster have failed on, too many for them to be skipped."""
+        return self.poison.hopeless(self.roster)
+
+    @property
     def trainable(self) -> Ranges:
         """Free slots that are worth another try."""
-        return difference(self.free, self.poison.condemned)
+        return difference(self.free, self.hopeless)
 
     @property
     def is_finished(self) -> bool:
@@ -126,7 +131,12 @@ class Chain:
     @property
     def is_stuck(self) -> bool:
         """Tell whether all that is left cannot be trained, and is too much to be skipped."""
-        return not self.is_finished and not self.trainable
+        return bool(self.hopeless) and not self.trainable
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether no round is to follow: the job is finished, or ends early."""
+        return self.is_finished or self.is_stuck
 
     def check_result(self, result: RoundResult) -> None:
         """Raise ProtocolViolation where the result cannot follow this chain's head.
@@ -159,6 +169,8 @@ class Chain:
         for failure in failures:
             if not 0 < count(failure.slots) <= MAX_FAILED:
                 raise ProtocolViolation(failure.peer, "a failure on no slot, or on too many")
+            if self.poison.is_hopeless(failure.slots, self.roster):
+                raise ProtocolViolation(failure.peer, "a failure on a slot that is given up")
             if not failure.is_of(self.job_id, self.head):
                 raise ProtocolViolation(failure.peer, "a failure that it has not signed")
 

@@ -21,6 +21,7 @@ MAX_WAIT_S: Final = 30.0
 CALL_TIMEOUT_S: Final = 15.0
 LOOK_S: Final = 60.0  # for a look at another chain
 LINK_S: Final = 0.5  # and this much more for each link that it turns out to have
+SPARE_LINKS: Final = 256  # without work that a chain may have, beside one for each slot
 MAX_PATIENT: Final = 256  # askers who wait for the next link at the same time
 _PAGE_BYTES: Final = MAX_CALL_BYTES // 2
 
@@ -132,6 +133,7 @@ class ChainSync:
             return None
         start = len(ours)
         step = 1
+        most = 2 * ours.num_slots + SPARE_LINKS
         while start > 0 and page.parent != ours.head_at(start):
             start = max(0, start - step)  # look for the split in growing strides
             step *= 2
@@ -143,6 +145,8 @@ class ChainSync:
                 await asyncio.sleep(0)  # signatures are checked: let others have their turn
             if len(theirs) >= page.length:
                 break
+            if len(theirs) > most:
+                raise ProtocolViolation(peer, f"a chain of more than {most} rounds")
             if loop.time() - started > LOOK_S + LINK_S * (len(theirs) - start):
                 raise PeerTimeout(f"peer={short(peer)} takes too long over its chain")
             page = await self.read(peer, len(theirs))
@@ -154,4 +158,5 @@ def _size(certificate: Certificate) -> int:
     result = certificate.result
     num_ranges = sum(len(share.slots) for share in result.contributions)
     num_peers = len(result.members) + len(result.joiners) + len(result.contributions)
-    return 200 + 60 * num_peers + 20 * num_ranges + 130 * len(certificate.votes)
+    failed = sum(130 + 20 * len(failure.slots) for failure in result.failures)
+    return 200 + 60 * num_peers + 20 * num_ranges + 130 * len(certificate.votes) + failed

@@ -112,7 +112,7 @@ class Chair:
             self._elsewhere and self._elsewhere_parent == chain.head and stream.peer_id != self._me
         ):
             await stream.send(msgpack.encode(Busy(record=self._elsewhere)))
-        elif self._is_mine(ready.view) and not chain.is_finished:
+        elif self._is_mine(ready.view) and not chain.is_over:
             await self._sit_down(ready.view).attend(stream, ready)
         else:
             await self._say_elsewhere(stream)

@@ -72,7 +72,7 @@ class Growth:
     def claim(self) -> Ranges:
         """Slots that were leased to this peer, and which it may have trained already."""
         failed = self.chain.poison.by_peer.get(self._gear.me, ())
-        gone = (*self.chain.done, *self.chain.skipped, *self.chain.poison.condemned, *failed)
+        gone = (*self.chain.done, *self.chain.skipped, *self.chain.hopeless, *failed)
         return difference(self._leased, gone)
 
     def note_failed(self, slots: Ranges) -> None:

@@ -60,14 +60,14 @@ def lease(
     where nobody else has a better claim. `known` says which slots the coordinator has seen leased
     to whom before: that claim is the better one, and of two who merely say so neither gets them.
     What was leased to peers that are not here comes last: they may come back with it trained.
-    Slots that a member has `failed` on are for another one, unless it is alone.
+    Slots that a member has `failed` on are for another one, unless all members have.
     Towards the end of the job what is left is shared out in the same proportions. All leases
     together are in `most_pieces` at most, where that is one for each member.
     """
     speeds = {peer: members[peer].slots_per_s for peer in sorted(members)}
     steps = local_steps(speeds, inner_steps, is_dynamic=is_dynamic)
     pieces = max(1, most_pieces // max(1, len(members)))
-    shunned = failed or {} if len(members) > 1 else {}
+    shunned = _shunned(failed or {}, members)
     claims = {peer: difference(members[peer].leased, shunned.get(peer, ())) for peer in speeds}
     most = most_slots(inner_steps, ahead)
     kept = _settle(claims, free, known or {}, most, pieces // 2)
@@ -87,6 +87,15 @@ def lease(
         slots = union(kept[peer], taken)
         leases.append(Lease(peer, slots, min(steps[peer], count(slots))))
     return tuple(leases)
+
+
+def _shunned(failed: Mapping[PeerId, Ranges], members: Collection[PeerId]) -> dict[PeerId, Ranges]:
+    """On what each member has failed and not all of them have."""
+    common = failed.get(next(iter(members)), ()) if members else ()
+    for peer in members:
+        slots = failed.get(peer, ())
+        common = difference(common, difference(common, slots))
+    return {peer: difference(failed.get(peer, ()), common) for peer in members}
 
 
 def placed(leases: Sequence[Lease], sites: Sequence[Collection[PeerId]]) -> tuple[Lease, ...]:

@@ -35,7 +35,6 @@ from zoonet.errors import (
     ProtocolViolation,
     RoundFailed,
     ShardUnavailable,
-    TrainingError,
     TransportError,
 )
 from zoonet.ranges import count
@@ -48,6 +47,14 @@ BEYOND: Final = 2**40  # links that no chain has: asked for those, a peer says w
 IDLE_ROUNDS: Final = 3  # that a member may go without a contribution
 
 log = logging.getLogger(__name__)
+
+
+def early_end(chain: Chain) -> str:
+    """Say in words what a job that ended early lacks."""
+    return (
+        f"ended early: {count(chain.free)} data slots could not be trained, beside "
+        f"{count(chain.skipped)} that were skipped; see the data and inner_lr"
+    )
 
 
 class Participant:
@@ -128,6 +135,7 @@ class Participant:
     async def run(self) -> None:
         """Take part until every slot is certified and the replica holds the final state.
 
+        A job whose last slots nobody can train ends early: see `Chain.is_stuck`.
         Raises TrainingError, or ShardUnavailable where the job is finished and nobody hands out
         its final state for FAREWELL_S: the others have published the model and gone.
         """
@@ -139,7 +147,7 @@ class Participant:
         try:
             if not self.chain.roster:
                 await self._roll_call.settled(ROLL_CALL_S)
-            while not (self.chain.is_finished and growth.is_up_to_date):
+            while not (self.chain.is_over and growth.is_up_to_date):
                 head = self.chain.head
                 for task in (looking, calling):
                     if task.done():
@@ -148,11 +156,13 @@ class Participant:
                     await self._play()
                 except (RoundFailed, TransportError, ProtocolViolation) as error:
                     log.info("round=%d view=%d %s", len(self.chain), self._turns.view, error)
-                    if self.chain.is_finished and self._now() - growth.grew_at > FAREWELL_S:
+                    if self.chain.is_over and self._now() - growth.grew_at > FAREWELL_S:
                         raise ShardUnavailable("the job is finished, its state is gone") from error
                     await growth.wait(head, self._config.beat_s)
             # Without the last votes, which are still under way, others would lack the last round.
             await self._errands.settle(self._config.silence_s)
+            if self.chain.is_stuck:
+                log.warning("%s", early_end(self.chain))
         finally:
             for task in (looking, calling):
                 task.cancel()
@@ -173,17 +183,12 @@ class Participant:
             await self._rivals.settled(self._look_until - self._now())
         head, roster = self.chain.head, self.chain.roster
         is_inside = self._me in roster or not roster
-        if self.chain.is_finished or is_inside:
+        if self.chain.is_over or is_inside:
             await self._growth.bring_up_to_date(roster)
-        if self.chain.is_finished or self.chain.head != head:
+        if self.chain.is_over or self.chain.head != head:
             return
         unix_s = self._gear.clock.now()
         coordinator = self._turns.coordinator(self.chain, self._now(), unix_s)
-        if self.chain.is_stuck:
-            raise TrainingError(
-                f"{count(self.chain.free)} data slots are left that nobody can train, beside "
-                f"{count(self.chain.skipped)} that were skipped; see the data and inner_lr"
-            )
         self._gear.events.on_phase("waiting" if is_inside else "joining")
         try:
             await self._follow(coordinator, head)

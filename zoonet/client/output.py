@@ -119,7 +119,7 @@ class ResultFetcher:
         chain = Chain(self._view.job_id, num_slots(prepared))
         for link in links:
             chain.extend(link)
-        if not chain.is_finished:
+        if not chain.is_over:
             raise ProtocolViolation("", f"a chain of {len(chain)} rounds that is not finished")
         return chain
 
