@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,13 @@ from hypothesis import strategies as st
 
 from tests.averaging.swarm import JOB_ID, identity_of
 from zoonet.averaging import RoundsConfig, SiteMean
-from zoonet.averaging.chunks import Header, Kind
+from zoonet.averaging.chunks import Header, Kind, decode_header
 from zoonet.averaging.messages import Lease, Round
 from zoonet.averaging.plan import chunk_bounds, num_chunks
+from zoonet.averaging.site_mean import INLINE_BYTES
 from zoonet.errors import PeerUnreachable, ProtocolViolation
 from zoonet.testing import MemorySwarm, run
-from zoonet.transport import StreamLanes
+from zoonet.transport import Buffer, Lane, StreamLanes
 
 SIZE = 1000
 ADA, BOB, MAL = (identity_of(name).peer_id for name in ("ada", "bob", "mal"))
@@ -30,9 +33,9 @@ PLAN = Round(
 )
 
 
-async def site_of(name: str, swarm: MemorySwarm) -> SiteMean:
+async def site_of(name: str, swarm: MemorySwarm, *, site_steps: int = 5) -> SiteMean:
     transport, _ = swarm.peer(identity_of(name))
-    config = RoundsConfig(inner_steps=10, site_steps=5)
+    config = RoundsConfig(inner_steps=10, site_steps=site_steps)
     site = SiteMean(StreamLanes(transport), JOB_ID, SIZE, config)
     await site.serve()
     return site
@@ -119,6 +122,96 @@ def test_who_floods_a_site_with_what_does_not_count_keeps_it_from_nothing() -> N
             await site.close()
 
     run(main())
+
+
+def test_who_sends_one_part_of_every_meeting_and_then_nothing_is_waited_for_once() -> None:
+    async def main() -> None:
+        swarm = MemorySwarm()
+        ada, mal = [await site_of(name, swarm, site_steps=2) for name in ("ada", "mal")]
+        ada.begin(PLAN, frozenset((MAL,)), is_carrying=False)
+        lane = await mal._lanes.open(ADA, f"{JOB_ID}/site/1", lambda *_: None)
+        for steps, meeting in list(ada._meetings.items()):
+            hers = next(n for n in range(num_chunks(SIZE)) if meeting.owner_of(n) == ADA)
+            start, stop = chunk_bounds(SIZE, hers)
+            raw = header(ada, Kind.PART, hers, number=meeting.number)
+            lane.post(raw, bytes(4 * (stop - start)))
+            await asyncio.sleep(4.0)  # she trains
+            await ada.mix(steps, np.ones(SIZE, np.float32))
+        assert len(ada._meetings) == 4
+        assert 0.5 < ada.waited_s < 4.5  # at the first, and no longer than she has trained
+        await lane.close()
+        for site in (ada, mal):
+            await site.close()
+
+    run(main())
+
+
+def test_who_takes_a_mean_may_hold_the_work_of_all_whom_its_neighbour_has_met() -> None:
+    async def main() -> None:
+        swarm = MemorySwarm()
+        ada, bob, mal = [await site_of(n, swarm, site_steps=2) for n in ("ada", "bob", "mal")]
+        ada.begin(PLAN, frozenset((BOB,)), is_carrying=False)
+        bob.begin(PLAN, frozenset((MAL,)), is_carrying=False)
+        mal.begin(PLAN, frozenset((BOB,)), is_carrying=False)
+        await asyncio.sleep(2.0)
+        at = {site: np.ones(SIZE, np.float32) for site in (ada, bob, mal)}
+        assert all(await asyncio.gather(bob.mix(2, at[bob]), mal.mix(2, at[mal])))
+        await asyncio.sleep(2.0)
+        assert all(await asyncio.gather(ada.mix(4, at[ada]), bob.mix(4, at[bob])))
+        assert ada.mixed_with == {BOB, MAL}
+        for site in (ada, bob, mal):
+            await site.close()
+
+    run(main())
+
+
+class WatchedLane:
+    """A lane that notes which thread posts means."""
+
+    def __init__(self, lane: Lane, seen: list[threading.Thread]) -> None:
+        self._lane = lane
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lane, name)
+
+    def post(self, raw: bytes, payload: Buffer) -> None:
+        if decode_header(raw).kind == Kind.MEAN:
+            self._seen.append(threading.current_thread())
+        self._lane.post(raw, payload)
+
+
+class WatchedLanes(StreamLanes):
+    def __init__(self, transport: Any) -> None:
+        super().__init__(transport)
+        self.seen: list[threading.Thread] = []
+
+    async def open(self, *args: Any) -> Any:
+        return WatchedLane(await super().open(*args), self.seen)
+
+
+def test_what_a_neighbour_that_stays_away_leaves_to_add_up_does_not_hold_up_the_event_loop() -> (
+    None
+):
+    async def main() -> None:
+        swarm = MemorySwarm()
+        size = INLINE_BYTES // 4
+        config = RoundsConfig(inner_steps=10, site_steps=5)
+        names = ("ada", "bob", "mal")
+        lanes = [WatchedLanes(swarm.peer(identity_of(name))[0]) for name in names]
+        ada, bob, mal = (SiteMean(one, JOB_ID, size, config) for one in lanes)
+        for site in (ada, bob, mal):
+            await site.serve()
+        for site in (ada, bob):
+            site.begin(PLAN, frozenset((ADA, BOB, MAL)), is_carrying=False)
+        await asyncio.sleep(0.5)
+        await asyncio.gather(*(one.mix(5, np.ones(size, np.float32)) for one in (ada, bob)))
+        seen = [thread for one in lanes for thread in one.seen]
+        assert seen and threading.main_thread() not in seen
+        for site in (ada, bob, mal):
+            await site.close()
+
+    asyncio.run(main())
 
 
 def test_a_neighbour_that_is_not_there_is_no_error() -> None:

@@ -62,6 +62,7 @@ class CountingReplica:
         self._staged: tuple[bytes, np.ndarray] | None = None
         self._previous: np.ndarray | None = None
         self._stop = asyncio.Event()
+        self.spoils_site = False  # brings neighbours what no model survives, and takes nothing
         self.mixed: list[tuple[int, np.ndarray]] = []  # what sites came to, with slots trained
 
     @staticmethod
@@ -104,13 +105,15 @@ class CountingReplica:
     async def _mix(self, mix: Mix) -> None:
         """Average the local work with neighbours, unless told to stop meanwhile."""
         theta_P = self.local_P + self.ahead_P
+        if self.spoils_site:
+            theta_P[:] = 1e38
         mixing = asyncio.ensure_future(mix(self.num_trained, theta_P))
         stopping = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({mixing, stopping}, return_when=asyncio.FIRST_COMPLETED)
         for task in (mixing, stopping):
             task.cancel()
         await asyncio.gather(mixing, stopping, return_exceptions=True)
-        if not mixing.cancelled() and mixing.result():
+        if not mixing.cancelled() and mixing.result() and not self.spoils_site:
             self.mixed.append((self.num_trained, theta_P.copy()))
             self.ahead_P = theta_P - self.local_P
 
@@ -126,7 +129,7 @@ class CountingReplica:
         while self.is_stuck and not self._stop.is_set():
             await asyncio.sleep(1.0)
         slot = todo.popleft()
-        if slot in self.bad:
+        if slot in self.bad or np.abs(self.ahead_P).max() > 1e30:
             raise NonFiniteLoss("the loss became nan", slots=((slot, slot + 1),))
         self.ahead_P -= np.random.default_rng(slot).random(NUM_PARAMETERS, np.float32)
         self.trained.append(slot)

@@ -140,3 +140,20 @@ def test_work_that_a_site_has_mixed_is_not_brought_once_more_by_who_was_left_out
     trained = Counter(swarm.peers["bob"].replica.trained)
     num_again = sum(times > 1 for times in trained.values())
     assert num_again == (20 if site_steps else 0)
+
+
+def test_who_fails_on_what_a_neighbour_has_mixed_in_trains_again_alone_and_blames_no_slot() -> None:
+    async def main() -> Swarm:
+        swarm = await founded()
+        swarm.peers["bob"].replica.spoils_site = True
+        await swarm.finish()
+        return swarm
+
+    swarm = run(main())
+    assert_same_truth(swarm)
+    trained = Counter(swarm.peers["ada"].replica.trained)
+    assert max(trained.values()) == 2  # it did reach her
+    results = [certificate.result for certificate in swarm.peers["ada"].chain.certificates]
+    assert not any(result.failures for result in results)
+    for result in results[:-1]:
+        assert {share.peer for share in result.contributions} >= {swarm.peers["ada"].peer_id}

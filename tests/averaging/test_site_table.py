@@ -178,3 +178,29 @@ def test_chunks_change_owners_from_meeting_to_meeting() -> None:
     """So what a lost neighbour owned does not stay apart for a whole round."""
     owners = {Meeting(number, (ADA, BOB, CYD), (1, 1, 1)).owner_of(0) for number in range(3)}
     assert owners == {ADA, BOB, CYD}
+
+
+def test_the_same_chunk_twice_at_once_is_refused_and_a_second_time_goes_nowhere() -> None:
+    """Else one that is still being written would be averaged, and go back as what it holds."""
+    room = Room()
+    room.arrive(ADA)
+    number = next(n for n in range(num_chunks(SIZE)) if room.meeting.owner_of(n) == ADA)
+    start, stop = chunk_bounds(SIZE, number)
+    header = decode_header(part(number))
+    place = room.tables[ADA].admit(BOB, header, 4 * (stop - start))
+    assert place is not None
+    with pytest.raises(ProtocolViolation) as refused:
+        room.tables[ADA].admit(BOB, header, 4 * (stop - start))
+    assert refused.value.peer == BOB
+    place[:] = bytes(len(place))
+    room.tables[ADA].arrived(BOB, header)
+    assert room.tables[ADA].admit(BOB, header, 4 * (stop - start)) is None
+
+
+def test_whoever_has_done_a_step_has_been_expected_even_where_this_peer_was_not() -> None:
+    leases = (Lease(ADA, (), 2, 0), Lease(BOB, (), 24, 0), Lease(CYD, (), 1, 0))
+    plan = Round(job_id="0" * 32, index=3, view=0, parent=bytes(32), leases=leases)
+    of_ada = Meetings(plan, ADA, 24, 6)
+    assert [one.number for one in of_ada.at_steps.values()] == [2]
+    assert of_ada.expected_by(1) == {BOB}
+    assert of_ada.expected_by(2) == {ADA, BOB}

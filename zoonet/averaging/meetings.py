@@ -77,6 +77,14 @@ class Meetings:
                 found[self._steps_before(steps, number)] = Meeting(number, peers, weights)
         return found
 
+    def expected_by(self, number: int) -> frozenset[PeerId]:
+        """Who has been expected at that meeting or one before it, this peer's own or not."""
+        return frozenset(
+            PeerId(lease.peer)
+            for lease in self.leases
+            if self._steps_before(lease.steps, number) > 0
+        )
+
     def _steps_before(self, steps: int, number: int) -> int:
         return steps * number * self.site_steps // self.inner_steps
 

@@ -260,25 +260,30 @@ class Member:
         return Done(slots=self._slots, root=self._root, failure=failure)
 
     async def _train_what_can_be(self, plan: Round, ready: Ready, num_done: int) -> None:
-        """Train; roll back and train again without the slots that it failed on."""
+        """Train; roll back and train again without the slots that it failed on.
+
+        Where others' work was mixed in, that may be what failed: then with the same slots, alone.
+        """
         lease, site = plan.lease_of(self._peer_id), self._site
         stops: Sequence[int] = ()
         if site is not None:
             near = frozenset(map(PeerId, ready.near))
             stops = site.begin(plan, near, is_carrying=bool(self._replica.carried))
-        for _ in range(MAX_TRIES):
+        for _ in range(MAX_TRIES + (site is not None)):
             slots = difference(lease.slots, self._failed)
             if not slots or self._is_stopped:
                 return
             able = Lease(lease.peer, slots, min(lease.steps, count(slots)))
             failed = await self._train_slots(able, plan.num_steps, num_done, stops)
+            stops = ()  # the neighbours have met meanwhile
+            if site is not None and site.mixed_with and not self._replica.carried:
+                log.info("what this site has mixed is lost; training alone")
+                site.mixed_with = frozenset()  # it starts from the outer parameters
+                continue
             if not failed or overlaps(failed, self._failed) or difference(failed, slots):
                 return
             self._failed = union(self._failed, failed)
             self._events.on_failed(failed)
-            stops = ()  # the neighbours have met meanwhile
-            if site is not None:
-                site.mixed_with = frozenset()  # it starts from the outer parameters
 
     async def _commit(self) -> None:
         """Settle on what to contribute, before anybody is sent a byte of it."""

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -49,7 +50,7 @@ class SiteMean:
     def __init__(
         self, lanes: Lanes, job_id: str, num_parameters: int, config: RoundsConfig
     ) -> None:
-        self.mixed_with: frozenset[PeerId] = frozenset()  # whose work is in theta_local
+        self.mixed_with: frozenset[PeerId] = frozenset()  # whose work may be in theta_local
         self.waited_s = 0.0  # in all meetings so far, until what was awaited was there
         self.num_met = 0  # meetings that brought others' work
         self._lanes = lanes
@@ -62,7 +63,10 @@ class SiteMean:
         self._upcoming: list[Meeting] = []
         self._tables: dict[int, SiteTable] = {}
         self._absent: set[PeerId] = set()  # not waited for, until they come in time
+        self._missed: set[PeerId] = set()  # that were absent without a reason in this round
+        self._barred: set[PeerId] = set()  # not waited for in this round, come what may
         self._meetings: dict[int, Meeting] = {}
+        self._of_round: Meetings | None = None
         self._began_with = (0, 0.0)  # meetings and waiting, when the round began
         self._left_at = 0.0  # the last meeting, or the plan
         self._patience = LearnedTimeout(first_s=CEILING_S, floor_s=FLOOR_S, ceiling_s=CEILING_S)
@@ -97,13 +101,14 @@ class SiteMean:
         of_round = Meetings(
             plan, self._lanes.peer_id, self._config.inner_steps, self._config.site_steps
         )
-        self._meetings = of_round.at_steps
+        self._of_round, self._meetings = of_round, of_round.at_steps
         with self._lock:
             self._key = of_round.key
             self._upcoming = list(self._meetings.values())
             self._tables = {}
             peers = {peer for meeting in self._upcoming for peer in meeting.peers}
             self._absent = peers - set(near) - {self._lanes.peer_id}
+            self._missed, self._barred = set(), set()
         if not is_carrying:
             self.mixed_with = frozenset()
         for peer in sorted(peers - {self._lanes.peer_id}):
@@ -136,9 +141,9 @@ class SiteMean:
     async def mix(self, num_steps: int, theta_P: Vector) -> bool:
         """Average theta_local (P,) in place with neighbours after so many steps.
 
-        Tells whether it has changed. Waits for others as long as it has learned that they need,
-        and no longer than this peer itself took since it left the last meeting. Where it is
-        cancelled, what `theta_P` holds means nothing.
+        Tells whether it has changed. Waits for others twice as long as it has learned that they
+        need, and no longer than this peer itself took since it left the last meeting (or
+        `FLOOR_S`). Where it is cancelled, what `theta_P` holds means nothing.
         """
         meeting = self._meetings.get(num_steps)
         if meeting is None:
@@ -148,13 +153,16 @@ class SiteMean:
         interval_s = max(FLOOR_S, began - self._left_at)
         try:
             await self._bring(table, theta_P)
-            await self._wait(table, min(interval_s, self._patience.timeout_s))
+            await self._wait(table, interval_s)
             mixed = await self._compute(lambda: table.end(theta_P))
         finally:
             self._left_at = self._loop.time()
             self.waited_s += self._left_at - began
             self._rise(table)
-        self.mixed_with |= mixed
+        if mixed and self._of_round is not None:
+            # They bring what they have mixed before, with whomever.
+            others = self._of_round.expected_by(meeting.number) - {self._lanes.peer_id}
+            self.mixed_with |= mixed | others
         self.num_met += bool(mixed)
         log.debug("site meeting=%d with=%d", table.meeting.number, len(mixed))
         return bool(mixed)
@@ -205,31 +213,50 @@ class SiteMean:
             await asyncio.wait({working})
             raise
 
-    async def _wait(self, table: SiteTable, timeout_s: float) -> None:
-        """Until all is here, or who is late can be done without."""
+    async def _wait(self, table: SiteTable, longest_s: float) -> None:
+        """Until all is here, or who is late can be done without: half of it for parts."""
         began = self._loop.time()
-        await self._settled(table, timeout_s)
-        if table.owing():
-            mute = table.hurry()
-            with self._lock:
-                self._absent |= mute
-            await self._settled(table, timeout_s)
-            log.info("site meeting=%d without=%s", table.meeting.number, sorted(map(short, mute)))
-            timeout_s = 2 * max(timeout_s, FLOOR_S)  # they may have been too short
-            self._patience.observe(timeout_s)
-        else:
+        half_s = min(longest_s / 2, self._patience.timeout_s)
+        await self._settled(table, began + half_s)
+        if not table.owing():
             self._patience.observe(self._loop.time() - began)
+            return
+        mute = await self._compute(table.hurry)
+        self._miss(mute)
+        await self._settled(table, began + 2 * half_s)
+        owing = table.owing()
+        self._bar(owing)
+        missed = sorted(map(short, mute | owing))
+        log.info("site meeting=%d without=%s", table.meeting.number, missed)
+        self._patience.observe(2 * max(half_s, FLOOR_S))  # it may have been too short
 
-    async def _settled(self, table: SiteTable, timeout_s: float) -> None:
+    async def _settled(self, table: SiteTable, deadline: float) -> None:
+        told: frozenset[PeerId] = frozenset()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout_at(deadline):
                 while table.owing():
                     self._changed.clear()
-                    table.expect_no_more(self._gone())
+                    gone = self._gone()
+                    if gone - told:
+                        await self._compute(partial(table.expect_no_more, gone))
+                        told |= gone
                     if table.owing():
                         await self._changed.wait()
         except TimeoutError:
             return
+
+    def _miss(self, mute: frozenset[PeerId]) -> None:
+        """They have sent nothing in time: waited for again if they come, but once a round."""
+        with self._lock:
+            self._absent |= mute
+            self._barred |= mute & self._missed
+            self._missed |= mute
+
+    def _bar(self, owing: frozenset[PeerId]) -> None:
+        """They have begun and not gone on."""
+        with self._lock:
+            self._absent |= owing
+            self._barred |= owing
 
     def _gone(self) -> frozenset[PeerId]:
         with self._lock:
@@ -287,7 +314,8 @@ class SiteMean:
         if table is not None:
             table.arrived(peer_id, parsed)
             with self._lock:
-                self._absent.discard(peer_id)
+                if peer_id not in self._barred:
+                    self._absent.discard(peer_id)
             self._wake()
 
     def ended(self, peer_id: PeerId, error: ZoonetError) -> None:

@@ -138,10 +138,12 @@ class SiteTable:
             raise ProtocolViolation(peer_id, "a chunk that is not its to send")
         landing = (peer_id, header.kind, number)
         with self._lock:
-            is_needed = self._is_needed(header)
-            if self._is_over or not is_needed or landing in self._landing:
+            if landing in self._landing and landing not in self._came:
+                raise ProtocolViolation(peer_id, "the same chunk twice at once")
+            if self._is_over or not self._is_needed(header) or landing in self._came:
                 return None
-            values_N = self._landing[landing] = np.empty(stop - start, np.float32)
+            # Zeros: whatever a neighbour leaves unwritten, it is not told what lay there before.
+            values_N = self._landing[landing] = np.zeros(stop - start, np.float32)
         return values_N.view(np.uint8).data
 
     def _is_needed(self, header: Header) -> bool:
