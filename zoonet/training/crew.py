@@ -265,7 +265,7 @@ def main() -> None:
             _run(Connection(arguments.pipe), arguments.memory, arguments.store)
     except OutOfDeviceMemory:
         code = OUT_OF_MEMORY
-    except BaseException:
+    except BaseException:  # nothing is above: what it is must be seen before `_exit`
         traceback.print_exc()
         code = 1
     sys.stderr.flush()

@@ -200,7 +200,7 @@ def main() -> None:
     try:
         with suppress(PipeClosed):
             run(arguments.pipe, arguments.memory)
-    except BaseException:
+    except BaseException:  # nothing is above: what it is must be seen before `_exit`
         traceback.print_exc()
         code = 1
     os._exit(code)  # nothing is left to save, and taking torch apart costs most of a second
