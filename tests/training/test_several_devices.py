@@ -15,11 +15,11 @@ import pytest
 import torch
 import uvloop
 
-from tests.training.test_trainer_process import buffers_of, train
 from zoonet.errors import ConfigError, TrainingError
+from zoonet.training.buffers import SharedBuffers
 from zoonet.training.handle import TrainerProcess, smaller_micro_batch
 from zoonet.training.inline import InlineTrainer
-from zoonet.training.messages import Sample, Start
+from zoonet.training.messages import Sample, Start, Train
 
 TWO = "cpu,cpu"
 ON_TWO_GPUS = (
@@ -42,6 +42,26 @@ MODELS: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+def train(*slots: tuple[int, int], is_fresh: bool = True, has_inner_state: bool = False) -> Train:
+    return Train(
+        round=1,
+        slots=slots,
+        steps=100_000,
+        num_carried=0,
+        is_fresh=is_fresh,
+        tokens_done=0,
+        tokens_planned=1000,
+        has_inner_state=has_inner_state,
+    )
+
+
+def buffers_of(job: Any) -> SharedBuffers:
+    buffers = SharedBuffers.create(job.num_parameters)
+    buffers.local_P[:] = job.initial_P
+    buffers.global_P[:] = job.initial_P
+    return buffers
 
 
 def on_two(start: Start, **changes: Any) -> Start:
