@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.contracts.networks import identity_of
 from tests.net.lane_peers import STREAMS, routes_nearby
+from zoonet.averaging.links import LinkBook
 from zoonet.clock import SystemClock
 from zoonet.crypto import PeerId
+from zoonet.net.lanes.connection import Connection
 from zoonet.net.lanes.links import GAP_S, SAMPLE_BYTES, LinkMeter, Rate, smoothed
 from zoonet.net.lanes.station import MAX_KNOWN_LINKS, Station
 from zoonet.testing import MemorySwarm
+from zoonet.transport.lanes import LineStats
 
 
 class Stopwatch:
@@ -70,6 +75,25 @@ def test_better_samples_count_more_than_worse_ones() -> None:
 def test_nothing_is_known_at_first() -> None:
     stats = LinkMeter().stats()
     assert (stats.rtt_s, stats.up_bytes_per_s, stats.down_bytes_per_s) == (0, 0, 0)
+
+
+def test_who_shares_memory_is_near_at_both_ends_however_busy_the_machine_is() -> None:
+    """There is no round trip to measure, and a greeting takes as long as a scheduler likes."""
+    peer, ends, meters = (
+        identity_of("other").peer_id,
+        socket.socketpair(),
+        (LinkMeter(), LinkMeter()),
+    )
+    dialled, accepted = (Connection(end, peer, stall_timeout_s=10.0) for end in ends)
+    meters[0].rtt_s = meters[1].rtt_s = 0.5  # whatever an earlier path has shown
+    meters[0].meets(dialled, "shm")
+    meters[1].listens(accepted, "shm")
+    for meter in meters:
+        book = LinkBook()
+        book.observe({peer: meter.stats()}, LineStats(0, 0))
+        assert book.near() == (peer,)
+    dialled.close()
+    accepted.close()
 
 
 def test_strangers_who_only_ask_do_not_push_out_a_peer_whose_bytes_come() -> None:

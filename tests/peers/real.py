@@ -109,8 +109,8 @@ class Swarm:
 
 
 @asynccontextmanager
-async def swarm_in(scratch: Path, *, timeout_s: float = 150) -> AsyncIterator[Swarm]:
-    """A swarm whose processes end with the block, and a deadline for all that it does."""
+async def swarm_in(scratch: Path, *, timeout_s: float = 400) -> AsyncIterator[Swarm]:
+    """A swarm whose processes end with the block, and a deadline for what hangs."""
     async with Family(scratch).keep() as family, asyncio.timeout(timeout_s):
         yield Swarm(family, scratch)
 

@@ -14,6 +14,7 @@ from zoonet.net.lanes.line import Line
 from zoonet.net.lanes.pace import Pace
 from zoonet.transport.lanes import LinkStats, Path
 
+SHM_RTT_S: Final = 50e-6  # there is no way to measure: what takes longer is a busy scheduler
 SAMPLE_BYTES: Final = 1024 * 1024  # received before a rate is believed
 SAMPLE_S: Final = 0.05  # busy for at least as long: a burst out of a buffer is no link's speed
 GAP_S: Final = 0.05  # between two arrivals: the wire may have been busy, and this thread late
@@ -90,7 +91,7 @@ class LinkMeter:
         """A connection to the peer begins to carry a lane."""
         connection.ear = self.ear
         self.path = path
-        self.rtt_s = connection.rtt_s() or self.rtt_s
+        self.rtt_s = SHM_RTT_S if path == "shm" else connection.rtt_s() or self.rtt_s
 
     def listens(self, connection: Connection, path: Path) -> None:
         """The same of one that the peer sends over; `forget` it in the end."""

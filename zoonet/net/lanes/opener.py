@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from functools import partial
 from typing import Final
 
@@ -99,12 +98,10 @@ class Opening:
 
     async def _by_shm(self, offer: Offer) -> OutgoingLane | None:
         """A lane over shared memory; None where the peer is on another machine."""
-        started = time.monotonic()
         connection = await self._connect_shm(offer)
         if connection is None:
             return None
         self._link.meter.meets(connection, "shm")
-        self._link.meter.rtt_s = time.monotonic() - started
         lane = self._lane("shm", rtt_s=0.0)
         self._station.live.start(
             lane, ShmSender(connection, self._station.memory, self._link.meter)
