@@ -51,9 +51,9 @@ def plan(*, training_s: float, startup_s: float, tokens_per_s: float, num_worker
     """Cut a training time into rounds, for workers that make `tokens_per_s` all together.
 
     Where they took `startup_s` to start, one that comes late needs about as long before it
-    contributes, so the training is not shorter than that.
+    contributes, and more if the machine gets busier meanwhile: the training takes twice that.
     """
-    training_s = max(training_s, MIN_TRAINING_S, startup_s)
+    training_s = max(training_s, MIN_TRAINING_S, 2 * startup_s)
     round_s = min(max(training_s / MIN_ROUNDS, ROUND_S[0]), ROUND_S[1])
     slots_per_round = tokens_per_s * round_s / SLOT_TOKENS
     inner_steps = max(1, round(slots_per_round / num_workers))
