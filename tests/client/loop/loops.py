@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from zoonet.client.loop.spec import RunSpec, SwarmConfig
 from zoonet.crypto import Identity
 from zoonet.errors import ConfigError
 from zoonet.ranges import count
+from zoonet.records import Progress, RecordStore, Signed
 from zoonet.testing import MemorySwarm
 from zoonet.training.own_loop import OwnLoop
 from zoonet.training.vector import ModelVector
@@ -69,6 +72,33 @@ def place_of(memory: MemorySwarm, identity: Identity) -> Place:
     )
 
 
+class SlowToHear:
+    """A record store out of which no word of others' progress comes at first."""
+
+    def __init__(self, beneath: RecordStore, delay_s: float) -> None:
+        self._beneath = beneath
+        self._now = asyncio.get_running_loop().time
+        self._hears_at = self._now() + delay_s
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._beneath, name)
+
+    async def fetch(self, key: str, body_type: type[Any]) -> list[Signed[Any]]:
+        if body_type is Progress and self._now() < self._hears_at:
+            return []
+        return await self._beneath.fetch(key, body_type)
+
+    @asynccontextmanager
+    async def listen(self, topic: str) -> AsyncIterator[AsyncIterator[Signed[Any]]]:
+        async with self._beneath.listen(topic) as events:
+            yield self._later(events)
+
+    async def _later(self, events: AsyncIterator[Signed[Any]]) -> AsyncIterator[Signed[Any]]:
+        await asyncio.sleep(self._hears_at - self._now())
+        async for event in events:
+            yield event
+
+
 @dataclass
 class Looper:
     """One peer: its model, its loop and its part in the run."""
@@ -114,9 +144,18 @@ class LoopStory:
     loopers: dict[str, Looper] = field(default_factory=dict)
 
     async def add(
-        self, name: str, *, seed: int = 0, step_s: float = 0.1, width: int = 8, **settings: object
+        self,
+        name: str,
+        *,
+        seed: int = 0,
+        step_s: float = 0.1,
+        width: int = 8,
+        hears_after_s: float = 0.0,
+        **settings: object,
     ) -> Looper:
         place = place_of(self.memory, identity_of(name))
+        if hears_after_s:
+            place = replace(place, records=SlowToHear(place.records, hears_after_s))
         await place.exchange.serve()
         model = model_of(seed, width=width)
         vector = ModelVector(model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.client.loop.loops import LoopStory, certified, loss_of, model_of
+from zoonet.client.loop.founding import SETTLE_S
 from zoonet.errors import ConfigError
 from zoonet.testing import run
 
@@ -55,6 +56,24 @@ def test_a_latecomer_takes_over_the_parameters_of_those_who_train() -> None:
         assert late.slots
         assert first.theta() == late.theta()
         assert certified(late) == list(range(200))
+
+    run(story())
+
+
+def test_who_founds_a_run_does_not_begin_without_others_of_whom_it_hears_late() -> None:
+    """As on a busy machine: they come in about the same moment, and a first word takes seconds."""
+
+    async def story() -> None:
+        told = LoopStory()
+        first = await told.add("a", hears_after_s=9.0)
+        await asyncio.sleep(SETTLE_S / 2)
+        second = await told.add("b")
+        await told.finish()
+        for looper in (first, second):
+            assert looper.part.chain is not None
+            begun = looper.part.chain.certificates[0].result
+            assert len(begun.members) == 2
+            assert certified(looper) == list(range(48))
 
     run(story())
 

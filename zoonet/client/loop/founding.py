@@ -131,16 +131,31 @@ class Founding:
             except TransportError as error:
                 log.info("run=%s not announced: %s", self._spec.run, error)
 
+    async def others(self) -> frozenset[PeerId]:
+        """Who else has come to this run by now: offered parameters, or taken some.
+
+        Not those whose parameters nobody could be asked for: they have gone. Raises
+        TransportError.
+        """
+        return frozenset(
+            record.author
+            for record in await self._patiently(self._others)
+            if record.body.run == self._spec.run
+            and record.body.spec_cid == self._spec_cid
+            and record.body.parameters_cid not in self._is_unavailable
+        )
+
+    async def _others(self) -> list[Signed[RunRecord]]:
+        records = await self._access.records.fetch(run_key(self._spec.run), RunRecord)
+        me = self._access.identity.peer_id
+        return [record for record in records if record.author != me]
+
     def close(self) -> None:
         """Let go of the initial parameters."""
         self._access.exchange.store.unpin(self._owner)
 
     async def _best_offer(self) -> _Offer | None:
-        records = await self._patiently(
-            lambda: self._access.records.fetch(run_key(self._spec.run), RunRecord)
-        )
-        me = self._access.identity.peer_id
-        others = [record for record in records if record.author != me]
+        others = await self._patiently(self._others)
         named = [record for record in others if record.body.run == self._spec.run]
         named += self._said
         same = [record for record in named if record.body.spec_cid == self._spec_cid]

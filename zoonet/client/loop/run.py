@@ -70,17 +70,17 @@ class LoopRun:
                     tasks.create_task(founding.keep_open(founded)),
                     tasks.create_task(self._reporter.run()),
                 )
-                await self._take_part(founded)
+                await self._take_part(founding, founded)
                 for task in beside:
                     task.cancel()
         finally:
             founding.close()
 
-    async def _take_part(self, founded: Founded) -> None:
+    async def _take_part(self, founding: Founding, founded: Founded) -> None:
         async with self._replica_of(founded) as replica:
             self._replica = replica
             try:
-                await self._play(founded, replica)
+                await self._play(founding, founded, replica)
             finally:
                 self._replica = None
 
@@ -98,7 +98,7 @@ class LoopRun:
             ) as replica:
                 yield replica
 
-    async def _play(self, founded: Founded, replica: TrainingReplica) -> None:
+    async def _play(self, founding: Founding, founded: Founded, replica: TrainingReplica) -> None:
         codec = codec_named(self._training.codec)
         if not codec.is_exact:
             await asyncio.to_thread(codec.prepare)  # compiles, in the middle of no round
@@ -109,7 +109,7 @@ class LoopRun:
             participant = self._participant_of(founded, replica, averager)
             await participant.serve()
             self._participant, self.chain = participant, participant.chain
-            await self._meet(founded)
+            await self._meet(founding, founded)
             for record in list(self._reporter.others.values()):
                 self._on_heard(record)
             await participant.run()
@@ -117,17 +117,24 @@ class LoopRun:
         finally:
             await averager.close()
 
-    async def _meet(self, founded: Founded) -> None:
-        """Hear of the others: those who come together begin together, and nobody beside a chain."""
+    async def _meet(self, founding: Founding, founded: Founded) -> None:
+        """Hear of the others: those who come together begin together, and nobody beside a chain.
+
+        Of a run that has just been founded everyone who has come to it by now, of an older one
+        anyone who was there before.
+        """
         await self._reporter.say_now("waiting")
+        others, num_awaited = founded.others, min(1, len(founded.others))
         if founded.founded_at > self._access.clock.now() - FRESH_S:
             await asyncio.sleep(SETTLE_S)
+            others |= await founding.others()
+            num_awaited = len(others)
         await self._reporter.read()
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + MEET_S
-        while founded.others.isdisjoint(self._reporter.others) and founded.others:
+        while len(others & self._reporter.others.keys()) < num_awaited:
             if loop.time() > give_up_at:
-                log.info("job=%s those who were there before say nothing", founded.job_id)
+                log.info("job=%s some who came before say nothing", founded.job_id)
                 break
             await asyncio.sleep(RETRY_S)
             await self._reporter.read()
