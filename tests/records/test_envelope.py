@@ -29,7 +29,7 @@ from zoonet.records import (
     sign,
     verify,
 )
-from zoonet.records.envelope import MAX_CLOCK_SKEW_S, Body
+from zoonet.records.envelope import LEAST_GUARDED, MAX_CLOCK_SKEW_S, Body
 
 every_kind = pytest.mark.parametrize("kind", sorted(HONEST))
 
@@ -341,6 +341,19 @@ def test_other_authors_kinds_and_keys_are_apart() -> None:
     guard.admit(signed(body, sequence=1))
 
 
+def test_of_peers_that_come_and_go_the_guard_forgets_what_has_expired() -> None:
+    time = Time()
+    guard = ReplayGuard(time)
+    guard.admit(progress(5, after_s=10_000))
+    for number in range(2000):
+        author = Identity(sha256(f"passer-by {number}".encode()))
+        time.now += 1
+        guard.admit(signed(HONEST["progress/1"], author=author, after_s=time.now - NOW + 60))
+        assert len(guard) <= 1 + LEAST_GUARDED
+    with pytest.raises(InvalidRecord):
+        guard.admit(progress(4, after_s=10_000))
+
+
 def test_a_flood_of_authors_does_not_fill_the_memory() -> None:
     """What it forgets under a flood is what expires first: the shortest-lived."""
     guard = ReplayGuard(Time(), capacity=40)
@@ -348,7 +361,7 @@ def test_a_flood_of_authors_does_not_fill_the_memory() -> None:
     for number in range(400):
         author = Identity(sha256(f"sybil {number}".encode()))
         guard.admit(signed(HONEST["progress/1"], author=author))
-    assert len(guard._newest) <= 40
+    assert len(guard) <= 40
     with pytest.raises(InvalidRecord):
         guard.admit(progress(4, after_s=500))
 

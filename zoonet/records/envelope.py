@@ -22,6 +22,7 @@ from zoonet.errors import InvalidRecord
 
 MAX_RECORD_BYTES: Final = 64 * 1024
 MAX_CLOCK_SKEW_S: Final = 300.0
+LEAST_GUARDED: Final = 256  # entries of a guard below which none is worth forgetting
 _DOMAIN: Final = b"zoonet-record/1\x00"
 
 REASONS: Final = (
@@ -86,6 +87,11 @@ class Signed(Generic[B]):
     def key(self) -> str:
         """The record store's key for this record."""
         return self.body.key()
+
+    @property
+    def slot(self) -> tuple[str, str, str]:
+        """Author, kind and key: of these, only the newest record counts."""
+        return self.author, self.body.KIND, self.key
 
     def is_newer_than(self, other: Signed[Any]) -> bool:
         """Tell whether this record replaces the other one of the same author and key."""
@@ -177,19 +183,22 @@ def _decode_body(body_type: type[Body], encoded: bytes, author: PeerId) -> Body:
 class ReplayGuard:
     """Remembers the newest record of each (author, kind, key) and refuses what is older.
 
-    Bounded: past `capacity` entries those that expire first are forgotten (an expired record is
-    refused by `verify` anyway).
+    What has expired is forgotten now and then (`verify` refuses it anyway), and past `capacity`
+    entries also those that expire first.
     """
 
     def __init__(self, now: Callable[[], float], *, capacity: int = 50_000) -> None:
         self._now = now
         self._capacity = capacity
         self._newest: dict[tuple[str, str, str], tuple[int, float, bytes]] = {}
+        self._look_at = LEAST_GUARDED  # entries: then some may have expired
+
+    def __len__(self) -> int:
+        return len(self._newest)
 
     def admit(self, record: Signed[Any]) -> None:
         """Raise InvalidRecord for a replay or an equivocation; the same bytes may come again."""
-        slot = (record.author, record.body.KIND, record.key)
-        digest = sha256(record.raw)
+        slot, digest = record.slot, sha256(record.raw)
         known = self._newest.get(slot)
         if known is not None and known[1] > self._now():
             if record.sequence < known[0]:
@@ -201,9 +210,13 @@ class ReplayGuard:
                     record.author, "equivocation", f"{slot[1]} {record.sequence} stands twice"
                 )
         self._newest[slot] = (record.sequence, record.expires_at, digest)
-        if len(self._newest) > self._capacity:
+        if len(self._newest) > min(self._look_at, self._capacity):
             self._forget()
 
     def _forget(self) -> None:
-        by_expiry = sorted(self._newest.items(), key=lambda entry: entry[1][1])
-        self._newest = dict(by_expiry[len(by_expiry) // 4 :])
+        now = self._now()
+        self._newest = {slot: entry for slot, entry in self._newest.items() if entry[1] > now}
+        if len(self._newest) > self._capacity:
+            by_expiry = sorted(self._newest.items(), key=lambda entry: entry[1][1])
+            self._newest = dict(by_expiry[len(by_expiry) // 4 :])
+        self._look_at = max(LEAST_GUARDED, 2 * len(self._newest))
