@@ -34,6 +34,7 @@ from zoonet.codecs import codec as codec_named
 from zoonet.config import PreparedJob, decode, num_slots, tokens_per_slot
 from zoonet.crypto import PeerId, short
 from zoonet.errors import ConfigError, ShardUnavailable, TransportError
+from zoonet.exact import Vector
 from zoonet.jobs.reporter import MAX_FIGURE, Reporter, Status
 from zoonet.ranges import Ranges, count, difference, listed
 from zoonet.records import JobRecord, JobResult, Progress, Signed, job_topic, sign
@@ -211,11 +212,6 @@ class JobRun:
     async def _replica_of(
         self, prepared: PreparedJob, raw: bytes
     ) -> AsyncIterator[TrainingReplica]:
-        store = self._node.exchange.store
-        initial = await call_store(store, read_bytes, store, prepared.parameters_cid)
-        initial_P = np.frombuffer(initial, "<f4")
-        if not np.isfinite(initial_P).all():
-            raise ConfigError("the job's initial parameters are not finite")
         start = Start(
             prepared=raw,
             train_path=await self._file(prepared.data.train_cid, "train.tokens"),
@@ -231,12 +227,20 @@ class JobRun:
             async with TrainingReplica.open(
                 prepared.training,
                 tokens_per_slot(prepared),
-                initial_P,
+                await self._initial_parameters(prepared),  # no name here holds them for all time
                 buffers,
                 lambda: self._open_trainer(start, buffers),
                 events,
             ) as replica:
                 yield replica
+
+    async def _initial_parameters(self, prepared: PreparedJob) -> Vector:
+        store = self._node.exchange.store
+        initial = await call_store(store, read_bytes, store, prepared.parameters_cid)
+        initial_P = np.frombuffer(initial, "<f4")
+        if not np.isfinite(initial_P).all():
+            raise ConfigError("the job's initial parameters are not finite")
+        return initial_P
 
     async def _train(self, prepared: PreparedJob, replica: TrainingReplica) -> None:
         self._tokens_per_slot = tokens_per_slot(prepared)

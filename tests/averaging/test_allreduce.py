@@ -349,6 +349,26 @@ def test_digests_of_slices_are_the_same_for_everyone_and_differ_where_a_mean_doe
     run(main())
 
 
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_once_a_round_is_certified_nothing_is_held_but_its_mean(codec: str) -> None:
+    """Sums of sites are up to one more payload, now of this peer and now of that, by the plan."""
+
+    async def main() -> None:
+        forest = Forest(*TWO_BY_TWO, codec=codec, followers=("bob",))
+        await forest.serve()
+        await forest.average_all()
+        reductions = [reducer._reduction for reducer in forest.reducers.values()]
+        chunks = [chunk for reduction in reductions if reduction for chunk in reduction._chunks]
+        assert any(chunk.sum is not None for chunk in chunks)
+        for reducer in forest.reducers.values():
+            reducer.settle(is_certified=True, is_merged=True)
+        assert not any(chunk.sum or chunk.sum_raw or chunk.parts for chunk in chunks)
+        assert all(chunk.mean_N is not None for chunk in chunks)
+        await forest.close()
+
+    run(main())
+
+
 def test_what_still_lands_of_a_round_that_was_given_up_does_not_touch_the_next_mean() -> None:
     async def main() -> None:
         forest = Forest(("ada", "bob"))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import platform
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import psutil
@@ -202,3 +204,22 @@ def test_freed_pieces_between_those_that_stay_go_back_to_the_system() -> None:
     command = [sys.executable, "-c", GIVES_BACK]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 48
+
+
+def test_garbage_is_let_go_of_and_what_was_there_at_first_is_not_looked_at_again() -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.me = self
+
+    stays = [Ring() for _ in range(1000)]
+    gc.disable()
+    try:
+        for _ in range(2):
+            rings = [weakref.ref(Ring()) for _ in range(100)]
+            runtime.collect_garbage()
+            assert not any(ring() for ring in rings)
+            assert len(gc.get_objects()) < gc.get_freeze_count()
+        assert all(ring.me is ring for ring in stays)
+    finally:
+        gc.unfreeze()
+        gc.enable()

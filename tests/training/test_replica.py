@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -69,7 +70,9 @@ class Bench:
         self.evaluations: list[Evaluation] = []
 
     @asynccontextmanager
-    async def replica(self) -> AsyncIterator[TrainingReplica]:
+    async def replica(
+        self, initial: Callable[[], np.ndarray] = lambda: INITIAL_P
+    ) -> AsyncIterator[TrainingReplica]:
         events = ReplicaEvents(lambda _: None, lambda *_: None, self.evaluations.append)
         with SharedBuffers.create(P) as buffers:
 
@@ -79,7 +82,7 @@ class Bench:
                 yield self.trainers[-1]
 
             async with TrainingReplica.open(
-                SPEC, 64, INITIAL_P, buffers, open_trainer, events
+                SPEC, 64, initial(), buffers, open_trainer, events
             ) as replica:
                 yield replica
 
@@ -106,6 +109,22 @@ def test_a_round_moves_the_state_by_the_outer_step() -> None:
             assert replica.carried == ()
             assert await train(replica, ()) == ()
             assert not (await replica.pseudo_gradient()).any()
+
+    run(main())
+
+
+def test_the_parameters_that_it_has_begun_with_are_not_held_beside_its_own() -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+
+    def initial() -> np.ndarray:
+        initial_P = INITIAL_P.copy()
+        made.append(weakref.ref(initial_P))
+        return initial_P
+
+    async def main() -> None:
+        async with Bench().replica(initial) as replica:
+            assert np.array_equal(replica.theta_P, INITIAL_P)
+            assert [ref() for ref in made] == [None]
 
     run(main())
 

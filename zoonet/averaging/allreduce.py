@@ -158,13 +158,12 @@ class TreeAllReduce:
     def settle(self, *, is_certified: bool, is_merged: bool) -> None:
         """See `Averager.settle`."""
         self._wire.settle(is_certified=is_certified)
-        payload = self._payload
-        if not is_certified or payload is None:
+        if not is_certified:
             return
-        self._payload = None
         if self._reduction is not None:
-            self._reduction.release_payload()
-        if is_merged and not payload.is_exact:
+            self._reduction.release_parts()
+        payload, self._payload = self._payload, None
+        if payload is not None and is_merged and not payload.is_exact:
             self._counted.append(payload)
             self._spawn(self._leave_out())
 

@@ -57,8 +57,12 @@ class Chunk:
         """What the sender could bring is in this site's mean already."""
         return self.sum is not None and bool(self.sum.bits >> sender & 1)
 
+    def let_go_of_parts(self) -> None:
+        """Hold none of what the mean was made from: no attempt is to come that needs it."""
+        self.parts.clear()
+        self.sum, self.sum_raw = None, memoryview(b"")
+
     def let_go(self) -> None:
         """Hold none of what has come any more."""
-        self.parts.clear()
-        self.sum, self.mean_N = None, None
-        self.sum_raw = self.mean_raw = memoryview(b"")
+        self.let_go_of_parts()
+        self.mean_N, self.mean_raw = None, memoryview(b"")

@@ -175,11 +175,13 @@ class Reduction:
         """The whole mean is here."""
         return self._num_left == 0
 
-    def release_payload(self) -> None:
-        """The round is certified: where all is here, this peer's part is not asked for again."""
+    def release_parts(self) -> None:
+        """The round is certified: where all is here, only the mean is still asked for."""
         with self._lock:
             if self.is_complete:
                 self._payload = None
+                for chunk in self._chunks:
+                    chunk.let_go_of_parts()
 
     def assembled(self) -> Vector:
         """Return the mean (P,). It stays as it is until the buffer is used for another round."""

@@ -95,6 +95,7 @@ class TrainingReplica:
         Raises TrainingError or ConfigError where the trainer cannot load the job.
         """
         buffers.global_P[:] = initial_P
+        del initial_P  # this frame stays for as long as the replica is open
         async with LocalWork.open(buffers, open_trainer, events.on_step) as work:
             replica = cls(spec, tokens_per_slot, buffers, work, events)
             try:

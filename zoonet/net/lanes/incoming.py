@@ -122,20 +122,22 @@ class IncomingLane:
             sink.ended(self.peer_id, reason)
 
     def _receive_all(self, pipe: ReceivingPipe) -> None:
-        received, peer_id = self._meter.received, self.peer_id
         while (message := pipe.next()) is not None:
-            header, num_bytes = message
-            sink = self._sink_of(self.channel)
-            if sink is None or self._ended.is_set():
-                raise StreamClosed(f"channel {self.channel!r} is served no more")
-            target = self._admitted(sink, header, num_bytes)
-            if num_bytes:
-                received.begin()
-                try:
-                    pipe.read_into(target)
-                finally:
-                    received.end(num_bytes)
-            sink.arrived(peer_id, header)
+            self._receive(pipe, *message)
+
+    def _receive(self, pipe: ReceivingPipe, header: bytes, num_bytes: int) -> None:
+        """Take one message. A thread that waits for the next one holds none of its memory."""
+        sink = self._sink_of(self.channel)
+        if sink is None or self._ended.is_set():
+            raise StreamClosed(f"channel {self.channel!r} is served no more")
+        target = self._admitted(sink, header, num_bytes)
+        if num_bytes:
+            self._meter.received.begin()
+            try:
+                pipe.read_into(target)
+            finally:
+                self._meter.received.end(num_bytes)
+        sink.arrived(self.peer_id, header)
 
     def _admitted(self, sink: Sink, header: bytes, num_bytes: int) -> memoryview:
         seen = self._news.number
