@@ -4,6 +4,7 @@ handlers and the event loop's make."""
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import hashlib
 import logging
@@ -204,11 +205,15 @@ def collect_garbage() -> None:
 
     Python by itself looks at all objects when a quarter as many new ones have come to stay. That
     is after thousands of rounds, for libraries alone are 200,000 objects. So these, all that is
-    there at the first call, are not looked at any more, and later calls take a few milliseconds.
+    there at the first call, are not looked at any more, and later calls take a millisecond.
     """
     gc.collect()
-    if not gc.get_freeze_count():
-        gc.freeze()
+    _freeze_once()
+
+
+@functools.cache
+def _freeze_once() -> None:
+    gc.freeze()
 
 
 def die_with_parent() -> None:
