@@ -62,7 +62,7 @@ def next_rate(losses: Mapping[float, float]) -> float | None:
 def best_rate(entries: Iterable[Entry], contender: str, num_peers: int) -> float | None:
     """The learning rate of the least loss of the first seed; None while its sweep goes on."""
     swept = of(entries, contender, num_peers, seed=1, share=1.0)
-    losses = {one["inner_lr"]: loss_of(one) for one in swept}
+    losses: dict[float, float] = {one["inner_lr"]: loss_of(one) for one in swept}
     if not losses or next_rate(losses) is not None:
         return None
     return min(losses, key=lambda rate: losses[rate])
