@@ -71,22 +71,36 @@ def best_rate(entries: Iterable[Entry], contender: str, num_peers: int) -> float
 def missing(
     entries: Sequence[Entry], contenders: Sequence[Contender], num_peers: int, seeds: int
 ) -> Setting | None:
-    """The training that comes next: sweeps and lengths of the first seed, then the other seeds."""
+    """The training that comes next.
+
+    First sweeps, each twin's with its lengths, as nothing can be said without; then the others'
+    lengths, and then the other seeds.
+    """
     known = {tuple(one[key] for key in _KEYS) for one in entries}
-    for seed in range(1, seeds + 1):
-        for contender in contenders:
-            rate = best_rate(entries, contender.name, num_peers)
-            common: dict[str, Any] = {"contender": contender.name, "num_peers": num_peers}
-            if rate is None:
-                swept = of(entries, contender.name, num_peers, seed=1, share=1.0)
-                following = next_rate({one["inner_lr"]: loss_of(one) for one in swept})
-                assert following is not None
-                return Setting(**common, inner_lr=following)
-            for share in (1.0, *contender.shares):
-                setting = Setting(**common, inner_lr=rate, share=share, seed=seed)
-                if tuple(asdict(setting)[key] for key in _KEYS) not in known:
-                    return setting
-    return None
+    wanted: list[Setting] = []
+    for contender in contenders:
+        rate = best_rate(entries, contender.name, num_peers)
+        if rate is None:
+            swept = of(entries, contender.name, num_peers, seed=1, share=1.0)
+            rate = next_rate({one["inner_lr"]: loss_of(one) for one in swept})
+            assert rate is not None
+            return Setting(contender=contender.name, num_peers=num_peers, inner_lr=rate)
+        lengths = [
+            Setting(
+                contender=contender.name,
+                num_peers=num_peers,
+                inner_lr=rate,
+                share=share,
+                seed=seed,
+            )
+            for seed in range(1, seeds + 1)
+            for share in (1.0, *contender.shares)
+        ]
+        left = [one for one in lengths if tuple(asdict(one)[key] for key in _KEYS) not in known]
+        if contender.is_twin and left and left[0].seed == 1:
+            return left[0]
+        wanted += left
+    return min(wanted, key=lambda one: one.seed, default=None)
 
 
 _KEYS = ("contender", "num_peers", "inner_lr", "share", "seed")

@@ -9,15 +9,16 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from experiments.efficiency.contenders import Scale, Setting, job_of
+from experiments.efficiency.contenders import Contender, Scale, Setting, job_of
 from experiments.staleness.twin import Prepared, Twin
 from experiments.two_level.twin import SitedTwin
-from zoonet.config import num_slots, tokens_per_slot
+from zoonet.config import ComputeJob, num_slots, tokens_per_slot
 from zoonet.errors import TrainingError
 from zoonet.training.inner import learning_rate
 from zoonet.training.messages import Start
@@ -109,21 +110,31 @@ class _WatchedSites(SitedTwin):
         await self.watch.look(self)
 
 
-async def train_peers(prepared: Prepared, setting: Setting, on_progress: OnProgress) -> Curve:
+async def train_peers(prepared: Prepared, contender: Contender, on_progress: OnProgress) -> Curve:
     """Train all peers of a contender to the job's end. Raises TrainingError."""
-    contender = setting.find()
+    num_peers = sum(contender.sites)
     opened = (
-        _WatchedSites.open(
-            prepared, site_sizes=contender.sites, site_steps=prepared.job.training.site_steps
-        )
+        _WatchedSites.open(prepared, site_sizes=contender.sites, site_steps=contender.site_steps)
         if contender.site_steps
-        else _WatchedTwin.open(prepared, num_replicas=setting.num_peers, delay=contender.early)
+        else _WatchedTwin.open(prepared, num_replicas=num_peers, delay=contender.early)
     )
     async with opened as twin:
-        twin.watch = watch = _Watch(prepared, setting.num_peers, on_progress)
+        twin.watch = watch = _Watch(prepared, num_peers, on_progress)
         await twin.play()
         total = num_slots(prepared.job) * tokens_per_slot(prepared.job)
         return [*watch.curve, (total, await twin.loss())]
+
+
+def course(job: ComputeJob, contender: Contender, on_progress: OnProgress) -> Curve:
+    """Train a job; return how its loss fell. Empty where training came to no number."""
+    with tempfile.TemporaryDirectory(prefix="zn-") as folder:
+        prepared = Prepared(job, Path(folder))
+        try:
+            if contender.is_ours:
+                return asyncio.run(train_peers(prepared, contender, on_progress))
+            return train_one(prepared, is_delayed=contender.is_delayed, on_progress=on_progress)
+        except TrainingError:
+            return []
 
 
 def run(
@@ -131,24 +142,11 @@ def run(
 ) -> dict[str, Any]:
     """Train; return the entry of the table. Its loss is None where training came to no number."""
     torch.set_num_threads(1)
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="zn-") as folder:
-        prepared = Prepared(job_of(setting, scale, text), Path(folder))
-        try:
-            if setting.find().is_ours:
-                curve = asyncio.run(train_peers(prepared, setting, on_progress))
-            else:
-                is_delayed = setting.find().is_delayed
-                curve = train_one(prepared, is_delayed=is_delayed, on_progress=on_progress)
-        except TrainingError:
-            curve = []
+    began, job = time.monotonic(), job_of(setting, scale, text)
+    curve = course(job, setting.find(), on_progress)
     return {
-        "contender": setting.contender,
-        "num_peers": setting.num_peers,
-        "inner_lr": setting.inner_lr,
-        "share": setting.share,
-        "seed": setting.seed,
-        "tokens": num_slots(prepared.job) * tokens_per_slot(prepared.job),
+        **asdict(setting),
+        "tokens": job.training_config.tokens,
         "loss": curve[-1][1] if curve else None,
         "curve": curve,
         "seconds": round(time.monotonic() - began, 1),
