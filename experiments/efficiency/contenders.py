@@ -99,8 +99,12 @@ class Setting:
 
 
 def job_of(setting: Setting, scale: Scale, text: str) -> ComputeJob:
+    """What a setting trains."""
+    return recipe(setting.find(), setting, scale, text)
+
+
+def recipe(contender: Contender, setting: Setting, scale: Scale, text: str) -> ComputeJob:
     """The recipe of experiments.shakespeare with these changes."""
-    contender = setting.find()
     samples_a_step = scale.batch_size * setting.num_peers
     num_rounds = max(1, round(setting.share * scale.steps / INNER_STEPS))
     one_batch = max(1, round(contender.batch * samples_a_step))
