@@ -130,17 +130,16 @@ def _draw(
     tokens_a_unit: float,
     style: str = "-",
 ) -> None:
-    """A run of the first seed in its course, and where runs of each length end, mean of seeds."""
-    rate = table.best_rate(entries, learns_as, num_peers)
-    whole = [
-        one
-        for one in table.of(entries, learns_as, num_peers, seed=1, share=1.0)
-        if one["inner_lr"] == rate
-    ]
-    if not whole:
+    """The run at the best rate in its course, first seed, and where each seed's ends."""
+    ends = table.ends_of(entries, learns_as, num_peers)
+    if not ends:
         return
-    tokens, losses = zip(*whole[0]["curve"], strict=True)
+    tokens, losses = zip(*ends[min(ends)]["curve"], strict=True)
     units = [one / tokens_a_unit for one in tokens]
     panel.plot(units, losses, style, color=colour, label=label, linewidth=1)
-    ends = table.mean_points(entries, learns_as, num_peers)
-    panel.plot([t / tokens_a_unit for t, _ in ends], [loss for _, loss in ends], "o", color=colour)
+    panel.plot(
+        [one["tokens"] / tokens_a_unit for one in ends.values()],
+        [one["loss"] for one in ends.values()],
+        "o",
+        color=colour,
+    )

@@ -6,7 +6,6 @@ An entry is what `tokens.run` returns.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -118,10 +117,9 @@ class Reached:
 
 
 def tokens_to(points: Points, loss: float) -> Reached | None:
-    """When a loss is reached, between the lengths that were run; None where by none of them.
+    """When a loss is reached, linear in the logarithm of tokens between points; None where never.
 
-    Linear in the logarithm of tokens. Where a longer run ended higher than a shorter one, the
-    first that is low enough counts.
+    Where the loss goes up in between, the first point that is low enough counts.
     """
     before: tuple[float, float] | None = None
     for tokens, reached in sorted(points):
@@ -136,14 +134,29 @@ def tokens_to(points: Points, loss: float) -> Reached | None:
     return None
 
 
+def frontier(points: Points) -> list[tuple[float, float]]:
+    """Only those with a lower loss than any with fewer tokens, in order."""
+    found: list[tuple[float, float]] = []
+    for tokens, loss in sorted(points):
+        if not found or loss < found[-1][1]:
+            found.append((tokens, loss))
+    return found
+
+
 def points_of(entries: Sequence[Entry], contender: str, num_peers: int, seed: int) -> Points:
-    """Tokens and final loss of each length, at the best learning rate."""
+    """The best that a contender came to with so many tokens, whatever the rate or the length.
+
+    A long run is often ahead of a shorter one in its middle already, as its rate is higher there.
+    """
+    runs = of(entries, contender, num_peers, seed=seed)
+    return frontier([(tokens, loss) for one in runs for tokens, loss in one["curve"]])
+
+
+def ends_of(entries: Sequence[Entry], contender: str, num_peers: int) -> dict[int, Entry]:
+    """By seed, the run of the whole length at the best rate."""
     rate = best_rate(entries, contender, num_peers)
-    return [
-        (one["tokens"], loss_of(one))
-        for one in of(entries, contender, num_peers, seed=seed)
-        if one["inner_lr"] == rate
-    ]
+    whole = of(entries, contender, num_peers, share=1.0)
+    return {one["seed"]: one for one in whole if one["inner_lr"] == rate}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +188,7 @@ def _worth(entries: Sequence[Entry], name: str, num_peers: int) -> Worth | None:
     rate = best_rate(entries, name, num_peers)
     if rate is None:
         return None
-    ends = {
-        one["seed"]: one
-        for one in of(entries, name, num_peers, share=1.0)
-        if one["inner_lr"] == rate
-    }
+    ends = ends_of(entries, name, num_peers)
     twins = [c.name for c in contenders_of(num_peers) if c.is_twin]
     same, best = [], []
     num_bounds = num_better = 0
@@ -196,12 +205,3 @@ def _worth(entries: Sequence[Entry], name: str, num_peers: int) -> Worth | None:
         num_better += least is None
     losses = tuple(loss_of(ends[seed]) for seed in sorted(ends))
     return Worth(name, rate, losses, tuple(same), tuple(best), num_bounds, num_better)
-
-
-def mean_points(entries: Sequence[Entry], contender: str, num_peers: int) -> Points:
-    """Tokens and final loss of each length, the mean of its seeds."""
-    by_tokens: dict[float, list[float]] = {}
-    for seed in {one["seed"] for one in of(entries, contender, num_peers)}:
-        for tokens, loss in points_of(entries, contender, num_peers, seed):
-            by_tokens.setdefault(tokens, []).append(loss)
-    return [(tokens, statistics.mean(losses)) for tokens, losses in sorted(by_tokens.items())]

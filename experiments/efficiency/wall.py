@@ -189,7 +189,8 @@ class Race:
     family: str  # of the rival, whose quickest setting this is
     rival: str
     rival_s: float
-    bound: str  # "", or "at least" or "at most", as the rival's longest or shortest run is
+    bound: str  # "at least": the rival does not come there; "at most": is there at its first look
+    num_seeds: int
 
     @property
     def ratio(self) -> float:
@@ -247,26 +248,36 @@ def paces_of(num_peers: int, line: Line, step_tokens: int) -> list[Pace]:
     return found
 
 
-def race(entries: Sequence[table.Entry], num_peers: int, line: Line, ours: Pace, of: Pace) -> Race:
-    """One of this project's settings against a rival, by the means of all seeds."""
-    tokens, target = max(table.mean_points(entries, ours.learns_as, num_peers))
-    points = table.mean_points(entries, of.learns_as, num_peers)
-    if of.learns_as == ours.learns_as:
-        reached: table.Reached | None = table.Reached(tokens)
-    else:
+def race(
+    entries: Sequence[table.Entry], num_peers: int, line: Line, ours: Pace, of: Pace
+) -> Race | None:
+    """One of this project's settings against a rival: medians of the seeds that both have."""
+    ends = table.ends_of(entries, ours.learns_as, num_peers)
+    needed, bounds, targets, tokens = [], set(), [], []
+    for seed, end in ends.items():
+        points, target = table.points_of(entries, of.learns_as, num_peers, seed), table.loss_of(end)
+        if not points:
+            continue
         reached = table.tokens_to(points, target)
-    needed = reached.tokens if reached else max(points)[0]
-    bound = "at least" if reached is None else "at most" if reached.is_bound else ""
+        if of.learns_as == ours.learns_as:
+            reached = table.Reached(end["tokens"])
+        needed.append(reached.tokens if reached else max(points)[0])
+        bounds |= {"at least"} if reached is None else {"at most"} if reached.is_bound else set()
+        targets.append(target)
+        tokens.append(end["tokens"])
+    if not needed:
+        return None
     return Race(
         contender=ours.name,
         link=line.link,
         source=line.source,
-        target=target,
-        seconds=tokens / ours.tokens_per_s,
+        target=statistics.median(targets),
+        seconds=statistics.median(tokens) / ours.tokens_per_s,
         family=of.family,
         rival=of.name,
-        rival_s=needed / of.tokens_per_s,
-        bound=bound,
+        rival_s=statistics.median(needed) / of.tokens_per_s,
+        bound=min(bounds, default=""),
+        num_seeds=len(needed),
     )
 
 
@@ -278,7 +289,7 @@ def races(
     A setting that does not reach the loss counts only where none of its family does.
     """
     ready = {worth.contender for worth in table.worths(entries, num_peers)}
-    found = []
+    found: list[Race] = []
     for line in lines:
         paces = [p for p in paces_of(num_peers, line, step_tokens) if p.learns_as in ready]
         for ours in (pace for pace in paces if pace.family == "ours"):
@@ -288,5 +299,7 @@ def races(
                     for rival in paces
                     if rival.family == family
                 ]
-                found.append(min(all_of, key=lambda one: (one.bound == "at least", one.rival_s)))
+                run = [one for one in all_of if one is not None]
+                if run:
+                    found.append(min(run, key=lambda one: (one.bound == "at least", one.rival_s)))
     return found

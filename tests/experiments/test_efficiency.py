@@ -35,8 +35,8 @@ TINY = Scale(steps=50, batch_size=1, num_layers=1, width=16, context=16)
 
 def entry(contender: str, loss: float | None, **changed: Any) -> dict[str, Any]:
     made = {"contender": contender, "num_peers": 8, "inner_lr": 4e-3, "share": 1.0, "seed": 1}
-    made |= {"tokens": 1000.0, "loss": loss, "curve": [(1000, loss)]}
-    return made | changed
+    made |= {"tokens": 1000.0, "loss": loss, **changed}
+    return made | {"curve": [] if loss is None else [(made["tokens"], loss)]}
 
 
 def swept(contender: str, loss: float) -> list[dict[str, Any]]:
@@ -99,6 +99,13 @@ def test_tokens_to_a_loss_are_found_between_lengths_in_the_logarithm() -> None:
 
 def test_a_length_that_diverged_is_a_bound_and_no_point_to_interpolate_from() -> None:
     assert tokens_to([(100.0, math.inf), (400.0, 2.0)], 2.5) == Reached(400.0, is_bound=True)
+
+
+def test_the_best_of_all_rates_and_lengths_counts_at_each_number_of_tokens() -> None:
+    runs = [entry("twin", 2.0), entry("twin", 2.3, inner_lr=8e-3), entry("twin", 2.0, seed=2)]
+    runs[0]["curve"] = [(100, 2.9), (500, 2.5), (1000, 2.0)]
+    runs[1]["curve"] = [(200, 2.6), (500, 2.4), (1000, 2.3)]
+    assert table.points_of(runs, "twin", 8, 1) == [(100, 2.9), (200, 2.6), (500, 2.4), (1000, 2.0)]
 
 
 def test_worth_is_the_share_of_tokens_that_the_better_twin_needs() -> None:
@@ -195,6 +202,7 @@ def test_who_does_not_come_to_the_loss_is_slower_by_at_least_its_longest_run() -
     ours = Pace("diloco", "ours", "diloco", "", 100.0)
     rival = Pace("rival", "hivemind.Optimizer", "synchronous, batch x5", "", 50.0)
     found = wall.race(runs, 8, line(), ours, rival)
+    assert found is not None
     assert found.ratio == pytest.approx(2.0)
     assert found.bound == "at least"
 
