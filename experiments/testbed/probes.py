@@ -24,29 +24,35 @@ _SO_TIMESTAMPNS: Final = 35  # Linux: the kernel notes when a packet has come
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What a link was found to be, between the first peers of the first two sites."""
+    """What a link between two peers was found to be."""
 
     rtt_s: float
     rate_bits_per_s: float
 
-    def complaint(self, bed: Bed) -> str:
-        """What is wrong with it; empty where it is as promised."""
+    def complaint(self, bed: Bed, wanted: float | None = None) -> str:
+        """What is wrong with it; empty where it is as promised.
+
+        `wanted` is its rate in bits a second where that is not every link's.
+        """
         link = bed.link
         if abs(self.rtt_s - link.rtt_s) > RTT_TOLERANCE * link.rtt_s + 0.001:
             return f"RTT {self.rtt_s * 1e3:.1f} ms, not {link.rtt_s * 1e3:.1f}"
-        wanted = link.rate_bits_per_s
+        wanted = link.rate_bits_per_s if wanted is None else wanted
         if wanted and abs(self.rate_bits_per_s - wanted) > RATE_TOLERANCE * wanted:
             return f"rate {self.rate_bits_per_s / 1e6:.1f} Mbit/s, not {wanted / 1e6:.1f}"
         return ""
 
 
-async def look(bed: Bed) -> Looked:
-    """Measure RTT and rate of the way from the first site to the second. Takes about a second."""
-    return await asyncio.to_thread(_look, bed)
+async def look(bed: Bed, near: int = 0, far: int | None = None) -> Looked:
+    """Measure RTT and rate of the way from a peer to another. Takes about a second.
+
+    Without a word the peers are the first ones of the first two sites.
+    """
+    there = bed.layout.members(1).start if far is None else far
+    return await asyncio.to_thread(_look, bed, near, there)
 
 
-def _look(bed: Bed) -> Looked:
-    near, far = 0, bed.layout.members(1).start
+def _look(bed: Bed, near: int, far: int) -> Looked:
     here = kernel.inside(bed.namespace_of(near), udp_socket)
     there = kernel.inside(bed.namespace_of(far), udp_socket)
     with here, there:

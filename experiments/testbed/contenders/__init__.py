@@ -18,6 +18,9 @@ _WHERE = {
     "zoonet": "zoonet_averager:Zoonet",
     "zoonet_job": "zoonet_job:ZoonetJob",
     "hivemind_diloco": "experiments.training.hivemind_diloco:HivemindDiloco",
+    "hivemind_state": "experiments.joiner.hivemind_state:HivemindState",
+    "raw_senders": "experiments.joiner.raw_senders:RawSenders",
+    "zoonet_state": "experiments.joiner.zoonet_state:ZoonetState",
     "hivemind_optimizer": "experiments.training.hivemind_optimizer:HivemindOptimizer",
     "zoonet_training": "experiments.training.zoonet_trainee:ZoonetTraining",
 }
