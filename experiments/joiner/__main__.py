@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--congestion-control", default="bbr")
     options = parser.parse_args()
     if options.smoke:
-        options.size_mib, options.repeats = 2.0, 1
+        options.size_mib, options.repeats = 8.0, 1
     return options
 
 

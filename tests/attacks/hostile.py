@@ -36,7 +36,7 @@ HONEST = ("ada", "bob", "cyd")
 ROUND, VOTE = f"/zoonet/{JOB_ID}/round/1", f"/zoonet/{JOB_ID}/vote/1"
 CHAIN = f"/zoonet/{JOB_ID}/chain/1"
 REDUCE = f"{JOB_ID}/reduce/1"
-INDEX, CHUNK = f"/zoonet/{JOB_ID}/state-index/1", f"/zoonet/{JOB_ID}/state-chunk/1"
+INDEX, CHUNK = f"/zoonet/{JOB_ID}/state-index/2", f"/zoonet/{JOB_ID}/state-chunk/2"
 NUM_SLOTS = 300
 
 OnReady = Callable[["Hostile", Stream, Ready], Awaitable[None]]

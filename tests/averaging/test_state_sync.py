@@ -22,11 +22,11 @@ from zoonet.averaging.state_sync import (
 from zoonet.errors import DigestMismatch, ShardUnavailable
 from zoonet.ranges import Ranges
 from zoonet.testing import MemorySwarm, MemoryTransport, run
-from zoonet.transport import Refused, Stream, call
+from zoonet.transport import Refused, Stream, call, receive_request, send_reply
 
 NUM_PARAMETERS = 3 * STATE_CHUNK_BYTES // 4 - 7  # six chunks in all
-CHUNK = f"/zoonet/{JOB_ID}/state-chunk/1"
-INDEX = f"/zoonet/{JOB_ID}/state-index/1"
+CHUNK = f"/zoonet/{JOB_ID}/state-chunk/2"
+INDEX = f"/zoonet/{JOB_ID}/state-index/2"
 STATES = {
     seed: [
         bytes([seed, at]) + bytes(STATE_CHUNK_BYTES - (2 if at % 3 < 2 else 30)) for at in range(6)
@@ -92,6 +92,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.memory = MemorySwarm()
+        self.read_by_bob: list[int] = []
         self.holders: dict[str, Holder] = {}
         self.syncs: dict[str, StateSync] = {}
         self.transports: dict[str, MemoryTransport] = {}
@@ -143,8 +144,28 @@ def test_a_donor_that_lies_about_a_chunk_is_found_out_and_passed_over() -> None:
         liar = made.holders["bob"]
         liar.chunks = [b"\x66" + chunk[1:] for chunk in STATES[1]]
         made.holders["bob"].chunk_digests = lambda state: digests_of(STATES[1])
-        made.holders["bob"].read_chunk = lambda state, index: liar.chunks[index]
+
+        def lie(state: bytes, index: int) -> bytes:
+            made.read_by_bob.append(index)
+            return liar.chunks[index]
+
+        liar.read_chunk = lie
         await made.fetch("bob", "ada")
+        assert made.holders["zoe"].chunks == STATES[1]
+        assert made.syncs["zoe"].distrusted == {peer("bob")}
+        asked = len(made.read_by_bob)
+        made.holders["zoe"].chunks = []
+        await made.fetch("bob", "ada")
+        assert len(made.read_by_bob) == asked  # not again
+
+    run(main())
+
+
+def test_a_liar_is_asked_again_where_nobody_else_is_left() -> None:
+    async def main() -> None:
+        made = await scene(ada=1)
+        made.syncs["zoe"].distrusted.add(peer("ada"))
+        await made.fetch("ada")
         assert made.holders["zoe"].chunks == STATES[1]
 
     run(main())
@@ -152,8 +173,8 @@ def test_a_donor_that_lies_about_a_chunk_is_found_out_and_passed_over() -> None:
 
 def test_an_index_that_is_not_the_states_is_not_believed() -> None:
     async def main() -> None:
-        made = await scene(ada=1, bob=1)
         for wrong in (digests_of(STATES[2]), digests_of(STATES[1])[:-1], [], [bytes(32)] * 6):
+            made = await scene(ada=1, bob=1)
             made.holders["bob"].chunk_digests = lambda state, wrong=wrong: wrong
             made.holders["zoe"].chunks = []
             await made.fetch("bob", "ada")
@@ -188,6 +209,47 @@ def test_a_donor_that_vanishes_in_the_middle_costs_nothing() -> None:
     run(main())
 
 
+def test_a_donor_that_stalls_at_its_last_chunk_costs_less_than_a_second() -> None:
+    async def main() -> None:
+        made = await scene(ada=1)
+        await made.add("bob", 1)
+        honest, sent = made.holders["bob"], 0
+
+        async def stall(stream: Stream) -> None:
+            nonlocal sent
+            while sent < 2:
+                request = await receive_request(stream, ChunkRequest)
+                await send_reply(stream, honest.chunks[request.index])
+                sent += 1
+            await asyncio.Event().wait()
+
+        await made.transports["bob"].serve(CHUNK, stall)
+        started = asyncio.get_running_loop().time()
+        await made.fetch("ada", "bob")
+        assert made.holders["zoe"].chunks == STATES[1]
+        assert sent == 2
+        assert asyncio.get_running_loop().time() - started < 1.0
+
+    run(main())
+
+
+def test_several_chunks_are_asked_for_before_the_first_has_come() -> None:
+    async def main() -> None:
+        made = await scene(ada=1)
+        requests: list[int] = []
+
+        async def listen(stream: Stream) -> None:
+            while True:
+                requests.append((await receive_request(stream, ChunkRequest)).index)
+
+        await made.transports["ada"].serve(CHUNK, listen)
+        with pytest.raises(ShardUnavailable):
+            await made.fetch("ada")
+        assert requests == [0, 1]
+
+    run(main())
+
+
 def test_a_donor_that_sits_on_one_chunk_holds_nobody_up() -> None:
     async def main() -> None:
         made = await scene(ada=1)
@@ -212,7 +274,7 @@ def test_donors_that_all_vanish_are_an_error_that_says_how_far_it_came() -> None
         while len(made.holders["ada"].read) < 3:
             await asyncio.sleep(0.01)
         await made.memory.kill(peer("ada"))
-        with pytest.raises(ShardUnavailable, match=r"got 2 of 6 chunks"):
+        with pytest.raises(ShardUnavailable, match=r"got 1 of 6 chunks"):
             await fetching
         assert made.holders["zoe"].chunks == []
 

@@ -127,7 +127,21 @@ def test_the_benchmark_of_training_answers_each_question(question: str, tmp_path
     assert not done.namespaces
 
 
-@pytest.mark.parametrize("name", ["wan", "deaths", "training"])
+@needs_bed
+@pytest.mark.p2p
+@pytest.mark.slow
+def test_the_joiner_benchmark_lets_everyone_fetch_the_state(tmp_path: Path) -> None:
+    done = smoke("joiner", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.namespaces == []
+    result = result_of(tmp_path / "result.json")
+    assert counted(result) == {"zoonet_state", "raw_senders", "hivemind_state"}
+    for run in result["runs"]:
+        busy = [sent for sent in run["more"]["sent_by_donor"] if sent > 200_000]
+        assert len(busy) == (1 if run["contender"] == "hivemind_state" else 5)
+
+
+@pytest.mark.parametrize("name", ["wan", "deaths", "joiner", "training"])
 def test_without_root_a_benchmark_says_what_to_do(name: str) -> None:
     code = (
         f"import os, sys, experiments.{name}.__main__ as benchmark\n"

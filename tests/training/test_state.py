@@ -28,7 +28,7 @@ def test_theta_and_momentum_are_cut_into_chunks_of_a_mebibyte(size: int, num: in
 def test_the_root_is_the_digest_of_the_chunks_digests() -> None:
     theta_P = np.arange(CHUNK + 3, dtype=np.float32)
     raw, zeros = theta_P.tobytes(), bytes(4 * theta_P.size)
-    parts = [raw[: 1 << 20], raw[1 << 20 :], zeros[: 1 << 20], zeros[1 << 20 :]]
+    parts = [raw[: 1 << 18], raw[1 << 18 :], zeros[: 1 << 18], zeros[1 << 18 :]]
     expected = blake3(b"".join(blake3(part).digest() for part in parts)).digest()
     assert state.state_digest(theta_P, np.zeros_like(theta_P)) == expected
 

@@ -8,7 +8,7 @@ from typing import Protocol
 from zoonet.exact import Vector
 from zoonet.ranges import Ranges
 
-STATE_CHUNK_BYTES = 1024 * 1024
+STATE_CHUNK_BYTES = 256 * 1024  # small: the last ones to come hold a joiner up
 
 Mix = Callable[[int, Vector], Awaitable[bool]]
 

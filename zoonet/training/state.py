@@ -1,7 +1,7 @@
 """Names for the outer state: digests of its chunks, and the root that a round's members sign.
 
 The state of a round is theta_P followed by momentum_P, little-endian fp32, each cut into chunks
-of 1 MiB, so that a joiner can fetch and check chunks from several peers at once.
+of 256 KiB, so that a joiner can fetch and check chunks from several peers at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 DIGEST_BYTES = 32
 _CHUNK_ELEMENTS = CHUNK_BYTES // 4
 
