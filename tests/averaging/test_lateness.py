@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Set
 
@@ -15,7 +16,7 @@ from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
 from zoonet.averaging.allreduce import INLINE_BYTES
 from zoonet.averaging.chunks import Kind, decode_header, indices_of
-from zoonet.averaging.lateness import AGREE_S, CLEARLY, EXCUSED_S, FIRST_S, Lateness
+from zoonet.averaging.lateness import AGREE_S, CLEARLY, EXCUSED_S, FIRST_S, SHORT, Lateness
 from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 from zoonet.errors import ZoonetError
@@ -23,7 +24,7 @@ from zoonet.transport import StreamLanes
 
 ADA, BOB, CYD, DAN, EVE = (PeerId(name) for name in ("ada", "bob", "cyd", "dan", "eve"))
 PAYLOAD_BYTES = 8 << 20
-WINDOW_S = FIRST_S  # of who has seen few attempts
+WINDOW_S = SHORT * FIRST_S  # of who has seen few attempts
 USUAL_S = 2.0
 EVERYBODY = frozenset((ADA, BOB, CYD, DAN, EVE))
 Chunks = Callable[[float], float]  # that have come, by seconds
@@ -44,8 +45,12 @@ def late_at(
     num_all: int = 40,
     waiting: Container[PeerId] = (),
     unserved: Container[PeerId] = (),
+    unheard_s: tuple[float, float] = (math.inf, math.inf),
 ) -> dict[PeerId, float]:
-    """When each peer was found late first, looking ten times a second; waiting ones say so."""
+    """When each peer was found late first, looking ten times a second; waiting ones say so.
+
+    Nothing is heard of ada from the first to the second instant of `unheard_s`.
+    """
     found: dict[PeerId, float] = {}
     for look in range(int(10 * until_s) + 1):
         elapsed_s = look / 10
@@ -59,7 +64,8 @@ def late_at(
             )
             for peer, chunks in come.items()
         ]
-        for one in lateness.late(awaited, elapsed_s, unserved=unserved):
+        unheard = {ADA} if unheard_s[0] < elapsed_s < unheard_s[1] else ()
+        for one in lateness.late(awaited, elapsed_s, unserved=unserved, unheard=unheard):
             found.setdefault(one, elapsed_s)
     return found
 
@@ -76,7 +82,18 @@ def test_who_becomes_twenty_times_slower_is_late_within_a_window() -> None:
     """It would have taken 24 seconds more. The others were done after two."""
     come = {ADA: slowing(20.0, 0.8, 20.0), BOB: steady(20.0), CYD: steady(25.0)}
     found = late_at(usual_lateness(), 10.0, come)
-    assert found.keys() == {ADA} and found[ADA] < 0.8 + WINDOW_S + 0.3
+    assert found.keys() == {ADA} and found[ADA] < max(USUAL_S, 0.8 + WINDOW_S) + 0.3
+
+
+def test_whose_machine_was_busy_for_a_moment_is_not_late_for_it() -> None:
+    """A second without a chunk is enough where bytes come; where none come it is not."""
+    come: dict[PeerId, Chunks] = {
+        ADA: lambda t: 20 * (min(t, 1.3) + max(0.0, t - 2.5)),
+        BOB: steady(20.0),
+        CYD: steady(25.0),
+    }
+    assert late_at(usual_lateness(), 4.0, come).keys() == {ADA}
+    assert not late_at(usual_lateness(), 4.0, come, unheard_s=(1.8, 2.5))
 
 
 @given(st.floats(0.1, 200.0), st.floats(0.0, 1.0), st.floats(1.0, 1.9))
@@ -219,21 +236,21 @@ def test_those_who_wait_do_not_make_everybody_of_a_single_slow_one() -> None:
     """All wait for ada's part, so that all means are late."""
     come = {peer: slowing(20.0, 0.8, 20.0) for peer in (ADA, BOB, CYD)}
     found = late_at(usual_lateness(), 5.0, come, waiting={BOB, CYD})
-    assert found.keys() == {ADA} and found[ADA] < 0.8 + WINDOW_S + 0.3
+    assert found.keys() == {ADA} and found[ADA] < max(USUAL_S, 0.8 + WINDOW_S) + 0.3
 
 
 def test_what_came_while_this_process_was_away_is_no_measure() -> None:
     lateness = usual_lateness()
     for elapsed_s, num_come in ((0.0, 5), (1.5, 5), (3.0, 5)):
         awaited = [Awaited(ADA, num_come, 40, is_mean=False, num_waits=0)]
-        is_late = bool(lateness.late(awaited, elapsed_s, awake_s=1.0))
+        is_late = bool(lateness.late(awaited, elapsed_s, awake_s=0.9 * WINDOW_S))
     assert not is_late
     assert lateness.late(awaited, 3.1, awake_s=2.0) == {ADA}
 
 
 def test_after_an_accusation_windows_are_longer_until_an_attempt_succeeds() -> None:
-    come = {ADA: slowing(20.0, 0.2, 20.0), BOB: steady(20.0)}
-    lateness = usual_lateness()
+    come = {ADA: slowing(80.0, 0.2, 80.0), BOB: steady(80.0)}
+    lateness = usual_lateness(0.5)
     lateness.accuse()
     assert late_at(lateness, 10.0, come)[ADA] >= 2 * WINDOW_S
     lateness.succeed()

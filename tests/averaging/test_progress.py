@@ -31,7 +31,7 @@ def test_parts_and_means_of_a_peer_are_counted_together() -> None:
         (0.0, [awaited(ADA, 1), awaited(ADA, 0, is_mean=True)]),
         (2.0, [awaited(ADA, 5), awaited(ADA, 2, is_mean=True)]),
     )
-    assert progress.paces(2.0) == {ADA: Pace(num_new=6, num_left=13, span_s=2.0, is_held_up=False)}
+    assert progress.paces(2.0) == {ADA: Pace(6, 13, 2.0, is_held_up=False, was_away=False)}
 
 
 def test_nothing_is_said_of_a_window_that_is_not_over() -> None:
@@ -47,7 +47,7 @@ def test_one_more_chunk_may_be_nearly_here() -> None:
         (0, 0, 0.0, 0.0),
         (2, 0, 0.0, 0.0),
     ):
-        pace = Pace(num_new=num_new, num_left=num_left, span_s=2.0, is_held_up=False)
+        pace = Pace(num_new, num_left, 2.0, is_held_up=False, was_away=False)
         assert (pace.at_least_s, pace.at_most_s) == (at_least_s, at_most_s)
 
 
@@ -61,6 +61,15 @@ def test_but_not_where_it_may_wait_for_what_has_not_left_here() -> None:
     before, after = [awaited(ADA, 1, num_waits=3)], [awaited(ADA, 2, num_waits=4)]
     assert not looked((0.0, before), (2.0, after), unserved=(ADA,)).paces(2.0)[ADA].is_held_up
     assert looked((0.0, before), (2.0, after), unserved=(BOB,)).paces(2.0)[ADA].is_held_up
+
+
+def test_who_was_not_heard_meanwhile_was_away() -> None:
+    progress, seen = Progress(), [awaited(ADA, 1), awaited(BOB, 1)]
+    for elapsed_s, unheard in ((0.0, {ADA}), (1.0, {ADA}), (2.0, {BOB}), (3.0, ())):
+        progress.note(seen, elapsed_s, (), LONGEST_S, unheard)
+    assert [progress.paces(1.0)[peer].was_away for peer in (ADA, BOB)] == [False, False]
+    assert [progress.paces(2.0)[peer].was_away for peer in (ADA, BOB)] == [False, True]
+    assert [progress.paces(3.0)[peer].was_away for peer in (ADA, BOB)] == [True, True]
 
 
 def test_and_not_where_it_owes_what_depends_on_nobody() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from zoonet.averaging.chunks import DIGEST_BYTES, Header, Kind, decode_header, slice_digests
 from zoonet.averaging.landing import Buffers
-from zoonet.averaging.lateness import Lateness
+from zoonet.averaging.lateness import QUIET_S, Lateness
 from zoonet.averaging.links import LinkBook, PeerLinks
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.outlets import Outlets
@@ -310,7 +310,11 @@ class TreeAllReduce:
         begun = {one.peer for one in awaited if self._lanes.silent_s(one.peer) < now - began}
         silent = self._lateness.silent(silences, begun)
         late = begun & self._lateness.late(
-            awaited, now - began, unserved=self._outlets.unserved(), awake_s=now - listened
+            awaited,
+            now - began,
+            unserved=self._outlets.unserved(),
+            unheard={peer for peer, silence_s in silences.items() if silence_s > QUIET_S},
+            awake_s=now - listened,
         )
         missing = (refused | (broken & owing) | silent | late) & contributors
         if missing:

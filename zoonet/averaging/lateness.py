@@ -16,6 +16,8 @@ from zoonet.crypto import PeerId
 FIRST_S: Final = 1.6  # of silence, while nothing is known: six beats of who waits for others
 UNBEGUN: Final = 3.0  # how many times as long who has not begun may be silent
 ALONE: Final = 3.0  # how many times as long everybody together may be silent
+SHORT: Final = 0.5  # of a silence that is noticed: a window's least length
+QUIET_S: Final = 0.5  # without a byte: two beats of who waits for others
 WINDOW_SHARE: Final = 0.25  # of an attempt so far: who was slow for that long will stay so
 CLEARLY: Final = 1.5  # how many times as long waiting must take: chunks do not come evenly
 AGREE_S: Final = 1.0  # until all have heard that somebody is left out, and begin anew
@@ -38,7 +40,9 @@ class Lateness:
     as well. From then on, to go on without somebody takes until the others are done, a second to
     agree, and then at most what an attempt usually takes, since all but the lost peer's share
     stands. When somebody will be done follows from what it has brought in a window of time, which
-    is as long as a silence that is noticed, or longer. Usual is the median of the last attempts in
+    is half as long as a silence that is noticed, or longer. Where half a second went by in it
+    without a byte of that peer its machine may have been busy, and the window is as long as a
+    silence that is noticed. Usual is the median of the last attempts in
     which that peer took part: who is slow and always was is not late.
 
     Who says that it waits for others is excused, but whether it really does nobody can tell: so
@@ -98,22 +102,24 @@ class Lateness:
         elapsed_s: float,
         *,
         unserved: Container[PeerId] = (),
+        unheard: Container[PeerId] = (),
         awake_s: float = math.inf,
     ) -> set[PeerId]:
         """Who is worth no more waiting, `elapsed_s` after the attempt began.
 
         To the `unserved` something is on its way from here, so that they may wait for just that.
+        Of the `unheard` not a byte has come for `QUIET_S`.
         This process was away `awake_s` ago: what came before that is no measure.
         """
-        window_s = max(self._doubt * self._gaps.timeout_s, WINDOW_SHARE * elapsed_s)
-        self._progress.note(awaited, elapsed_s, unserved, window_s)
-        if awake_s < window_s:
-            return set()
-        judged = {
-            peer: pace
-            for peer, pace in self._progress.paces(window_s).items()
-            if not self._is_excused(pace, elapsed_s)
+        silence_s, share_s = self._doubt * self._gaps.timeout_s, WINDOW_SHARE * elapsed_s
+        short_s, long_s = max(SHORT * silence_s, share_s), max(silence_s, share_s)
+        self._progress.note(awaited, elapsed_s, unserved, long_s, unheard)
+        paces = self._progress.paces(short_s) if awake_s >= short_s else {}
+        longer = self._progress.paces(long_s) if awake_s >= long_s else {}
+        paces = {peer: pace for peer, pace in paces.items() if not pace.was_away} | {
+            peer: longer[peer] for peer, pace in paces.items() if pace.was_away and peer in longer
         }
+        judged = {p: pace for p, pace in paces.items() if not self._is_excused(pace, elapsed_s)}
         late = set()
         for peer, pace in judged.items():
             others_s = [other.at_most_s for other in judged.values() if other is not pace]

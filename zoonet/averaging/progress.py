@@ -22,6 +22,7 @@ class Standing:
     num_left: int
     num_waits: int  # how often it has said that it waits for others; 0 where that excuses nothing
     num_served: int  # how often this peer has looked and had nothing on its way to it
+    num_unheard: int  # how often it has looked and had not heard a byte of it for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Pace:
     num_left: int
     span_s: float
     is_held_up: bool  # by others: it waits, and not only for what is on its way from here
+    was_away: bool  # not a byte came of it for a while: perhaps its machine did something else
 
     @property
     def at_least_s(self) -> float:
@@ -52,6 +54,7 @@ class Progress:
     def __init__(self) -> None:
         self._looks: deque[tuple[float, Mapping[PeerId, Standing]]] = deque()
         self._num_served: Counter[PeerId] = Counter()
+        self._num_unheard: Counter[PeerId] = Counter()
 
     def note(
         self,
@@ -59,22 +62,28 @@ class Progress:
         elapsed_s: float,
         unserved: Container[PeerId],
         longest_s: float,
+        unheard: Container[PeerId] = (),
     ) -> None:
         """Take a look, `elapsed_s` after the attempt began. Windows are at most `longest_s` long.
 
-        The `unserved` are those to whom something is on its way from here.
+        The `unserved` are those to whom something is on its way from here, the `unheard` those of
+        whom not a byte has come for a while.
         """
         by_peer: dict[PeerId, list[Awaited]] = {}
         for one in awaited:
             by_peer.setdefault(one.peer, []).append(one)
         self._num_served.update(peer for peer in by_peer if peer not in unserved)
+        self._num_unheard.update(peer for peer in by_peer if peer in unheard)
         looks = self._looks
         if len(looks) > 1 and looks[-1][0] - looks[-2][0] < longest_s / MAX_LOOKS:
             looks.pop()
         looks.append(
             (
                 elapsed_s,
-                {peer: _standing(kinds, self._num_served[peer]) for peer, kinds in by_peer.items()},
+                {
+                    peer: _standing(kinds, self._num_served[peer], self._num_unheard[peer])
+                    for peer, kinds in by_peer.items()
+                },
             )
         )
         while len(looks) > 1 and looks[1][0] <= elapsed_s - longest_s:
@@ -96,13 +105,14 @@ class Progress:
         }
 
 
-def _standing(kinds: Sequence[Awaited], num_served: int) -> Standing:
+def _standing(kinds: Sequence[Awaited], num_served: int, num_unheard: int) -> Standing:
     lacking = [one for one in kinds if one.num_come < one.num_all]
     return Standing(
         num_come=sum(one.num_come for one in kinds),
         num_left=sum(one.num_all - one.num_come for one in lacking),
         num_waits=min((one.num_waits for one in lacking), default=0),
         num_served=num_served,
+        num_unheard=num_unheard,
     )
 
 
@@ -112,4 +122,5 @@ def _pace(then: Standing, now: Standing, span_s: float) -> Pace:
         num_left=now.num_left,
         span_s=span_s,
         is_held_up=now.num_waits > then.num_waits and now.num_served > then.num_served,
+        was_away=now.num_unheard > then.num_unheard,
     )
