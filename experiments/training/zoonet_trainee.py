@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,6 +235,9 @@ class _Noted:
 
     def own_links(self) -> PeerLinks:
         return self._averager.own_links()
+
+    async def meet(self, peers: Collection[PeerId]) -> None:
+        await self._averager.meet(peers)
 
     async def commit(self, contribution_P: Vector) -> bytes:
         self._diary.note("committing")

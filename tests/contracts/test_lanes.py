@@ -206,6 +206,20 @@ def test_nobody_serves_what_was_not_served(way: Way) -> None:
     way(story)
 
 
+def test_a_lane_opened_ahead_is_none_over_a_stream(way: Way) -> None:
+    async def story(pair: Pair) -> None:
+        sink = Vector(10)
+        await pair.right.serve("vector", sink)
+        lane = await pair.left.open_ahead(pair.right.peer_id, "vector", ignore)
+        assert (lane is None) == isinstance(pair.left, StreamLanes)
+        if lane is not None:
+            lane.post(b"0", bytes(40))
+            await sink.until(lambda: sink.num_chunks == 1)
+            await lane.close()
+
+    way(story)
+
+
 def test_only_who_is_heard_is_not_silent(way: Way) -> None:
     async def story(pair: Pair) -> None:
         sink = Vector(10)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -35,6 +35,8 @@ INLINE_BYTES: Final = 1024 * 1024  # arithmetic on less than this stays on the e
 TICK_S: Final = 0.1
 STALL_S: Final = 0.5  # after a tick that took so long, a machine was busy with something else
 ALIVE_S: Final = 0.25  # how often who waits for others says so
+MEET_S: Final = 1.0  # for lanes to open ahead
+MAX_MET: Final = 16  # peers to which they do: each lane over a long way has four threads
 BROKEN_S: Final = 0.15  # for a peer whose lane has ended to come back on another one
 
 FP32: Final = codec_named("fp32")
@@ -50,6 +52,14 @@ class AttemptFailed(RoundFailed):
 
 class Averager(Protocol):
     """The seam of the data plane: how an attempt's contributions become one mean."""
+
+    async def meet(self, peers: Collection[PeerId]) -> None:
+        """Open lanes to peers that will probably share a round with this one, or a few of them.
+
+        Returns once they are open or cannot be, at the latest after `MEET_S`; that goes on where
+        it is cancelled.
+        """
+        ...
 
     async def commit(self, contribution_P: Vector) -> bytes:
         """Take what this peer will contribute (P,), and return the digest that names it.
@@ -137,6 +147,19 @@ class TreeAllReduce:
         """See `Averager.own_links`."""
         self._links.observe(self._lanes.links(), self._lanes.line())
         return self._links.own()
+
+    async def meet(self, peers: Collection[PeerId]) -> None:
+        """See `Averager.meet`."""
+        me = self._lanes.peer_id
+        # Of many those whose ids follow, so that all are met by equally many.
+        others = sorted(set(peers) - {me}, key=lambda peer: (peer < me, peer))[:MAX_MET]
+        opening = {
+            self._spawn(self._outlets.open(peer))
+            for peer in others
+            if self._outlets.expect_ahead(peer)
+        }
+        if opening:
+            await asyncio.wait(opening, timeout=MEET_S)
 
     async def commit(self, contribution_P: Vector) -> bytes:
         """See `Averager.commit`."""
@@ -264,10 +287,11 @@ class TreeAllReduce:
             self._mean_P = np.frombuffer(raw, np.float32)
         return self._mean_P
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name="all-reduce")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _say_alive(self, reduction: Reduction, attempt: Attempt) -> None:
         """Tell those who wait for this peer that it waits for others itself."""

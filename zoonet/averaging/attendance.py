@@ -56,6 +56,8 @@ class Attendance:
             self._growth.failed,
         )
         chain = self._growth.chain
+        if not chain.roster:  # the first plan should know who is near whom
+            await self._gear.averager.meet(self._gear.events.founders())
         links = self._gear.averager.own_links()
         ready = Ready(
             job_id=chain.job_id,
@@ -143,6 +145,9 @@ class Attendance:
             self._turns.view = plan.view
         self._growth.enter_round(plan)
         self._votes.admit(plan)
+        self._gear.errands.spawn(
+            self._gear.averager.meet({*plan.members, *map(PeerId, plan.joiners)})
+        )
         await self._growth.bring_up_to_date(plan.members)
 
     def _note_word(self) -> None:

@@ -1,4 +1,4 @@
-"""Lanes to other peers: opened when first needed, kept from round to round while they are warm."""
+"""Lanes to other peers: opened ahead or when needed, and kept from round to round while warm."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Outlets:
         self._lock = threading.Lock()
         self._open: dict[PeerId, Lane] = {}
         self._held: dict[PeerId, deque[tuple[bytes, Buffer]]] = {}
+        self._ahead: set[PeerId] = set()  # lanes being opened that nobody needs yet
         self._ended: set[Lane] = set()
 
     def post(self, peer_id: PeerId, header: bytes, payload: Buffer) -> None:
@@ -53,9 +54,19 @@ class Outlets:
     def expect(self, peer_id: PeerId) -> bool:
         """Hold what is posted to the peer from now on. Tell whether a lane has to be opened."""
         with self._lock:
+            self._ahead.discard(peer_id)
             if peer_id in self._open or peer_id in self._held:
                 return False
             self._held[peer_id] = deque()
+            return True
+
+    def expect_ahead(self, peer_id: PeerId) -> bool:
+        """The same of one to which nothing is sent yet: where only a stream is, no lane is kept."""
+        with self._lock:
+            if peer_id in self._open or peer_id in self._held:
+                return False
+            self._held[peer_id] = deque()
+            self._ahead.add(peer_id)
             return True
 
     async def open(self, peer_id: PeerId) -> None:
@@ -64,8 +75,10 @@ class Outlets:
         Where that fails or is cancelled, what is held is lost.
         """
         try:
-            lane = await self._lanes.open(peer_id, self._channel, self._on_end)
+            lane = await self._lane_to(peer_id)
             with self._lock:
+                if lane is None:
+                    return
                 for header, payload in self._held.pop(peer_id, ()):
                     lane.post(header, payload)
                 if lane not in self._ended:
@@ -73,10 +86,20 @@ class Outlets:
                 self._ended.discard(lane)
         except TransportError as error:
             log.info("no lane to peer=%s: %s", short(peer_id), error)
-            self._broke(peer_id, str(error))
+            if peer_id not in self._ahead:
+                self._broke(peer_id, str(error))
         finally:
             with self._lock:
                 self._held.pop(peer_id, None)
+                self._ahead.discard(peer_id)
+
+    async def _lane_to(self, peer_id: PeerId) -> Lane | None:
+        """A lane; None where it is not needed and only a stream would do."""
+        if peer_id in self._ahead:
+            lane = await self._lanes.open_ahead(peer_id, self._channel, self._on_end)
+            if lane is not None or peer_id in self._ahead:
+                return lane
+        return await self._lanes.open(peer_id, self._channel, self._on_end)
 
     def _on_end(self, lane: Lane, error: ZoonetError) -> None:
         with self._lock:

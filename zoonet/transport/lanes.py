@@ -127,6 +127,13 @@ class Lanes(Protocol):
         """
         ...
 
+    async def open_ahead(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane | None:
+        """Open a lane before there is anything to send; None where that would be over a stream.
+
+        Such a one ends where nothing comes over it. Errors are those of `open`.
+        """
+        ...
+
     def ask_again(self) -> None:
         """Sinks can take what they could not take yet: spare those lanes the rest of a pause.
 

@@ -24,6 +24,7 @@ from zoonet.errors import (
 from zoonet.transport.lanes import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
+    Lane,
     LaneEnded,
     LineStats,
     LinkStats,
@@ -141,6 +142,9 @@ class StreamLanes:
         except TimeoutError as error:
             raise PeerUnreachable(f"peer={short(peer_id)} no stream in {OPEN_S:.0f} s") from error
         return StreamLane(stream, on_end)
+
+    async def open_ahead(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane | None:
+        return None  # who is opened a stream takes it that something comes soon
 
     def ask_again(self) -> None:
         """Nothing to do: they ask every few milliseconds."""

@@ -8,6 +8,7 @@ P = values of the vector
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import cast
 
 from experiments.testbed.contenders.base import Hello
@@ -16,6 +17,7 @@ from peers import runtime
 from zoonet.averaging import TreeAllReduce
 from zoonet.averaging.links import PeerLinks
 from zoonet.averaging.messages import Attempt
+from zoonet.crypto import PeerId
 from zoonet.exact import Vector
 
 
@@ -38,6 +40,9 @@ class _OnceARound:
 
     def own_links(self) -> PeerLinks:
         return self._averager.own_links()
+
+    async def meet(self, peers: Collection[PeerId]) -> None:
+        await self._averager.meet(peers)
 
     async def commit(self, contribution_P: Vector) -> bytes:
         if self._root is None:

@@ -96,18 +96,20 @@ class HostLanes:
         self._station.live.end_channel(channel)
 
     async def open(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane:
+        lane = await self.open_ahead(peer_id, channel, on_end)
+        return lane or await self._open_stream(peer_id, channel, on_end)
+
+    async def open_ahead(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane | None:
         if peer_id == self.peer_id:
             raise PeerUnreachable("a peer does not open lanes to itself")
         station, link = self._station, self._station.link(peer_id)
         if station.config.use_shm or station.config.use_direct:
             opening = Opening(station, peer_id, channel, on_end)
             if not link.has_failed:
-                lane = await opening.run()
-                if lane is not None:
-                    return lane
-            elif link.is_worth_a_look():
+                return await opening.run()
+            if link.is_worth_a_look():
                 station.scope.spawn(opening.probe(), name="probe")
-        return await self._open_stream(peer_id, channel, on_end)
+        return None
 
     async def _open_stream(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> Lane:
         lane = await self._streams.open(peer_id, channel, on_end)
