@@ -16,7 +16,15 @@ from tests.averaging.makers import peer
 from tests.averaging.swarm import JOB_ID
 from zoonet.averaging.allreduce import INLINE_BYTES
 from zoonet.averaging.chunks import Kind, decode_header, indices_of
-from zoonet.averaging.lateness import AGREE_S, CLEARLY, EXCUSED_S, FIRST_S, SHORT, Lateness
+from zoonet.averaging.lateness import (
+    AGREE_S,
+    CLEARLY,
+    EXCUSED_S,
+    FIRST_S,
+    SHORT,
+    STALLED_S,
+    Lateness,
+)
 from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
 from zoonet.errors import ZoonetError
@@ -256,6 +264,66 @@ def test_after_an_accusation_windows_are_longer_until_an_attempt_succeeds() -> N
     lateness.succeed()
     lateness.begin()
     assert late_at(lateness, 10.0, come)[ADA] < 2 * WINDOW_S
+
+
+def stalled_at(
+    until_s: float,
+    come: Mapping[PeerId, Chunks],
+    *,
+    is_whole: bool = False,
+    waiting: Container[PeerId] = (),
+    unserved: Container[PeerId] = (),
+    num_bytes: int = PAYLOAD_BYTES,
+) -> dict[PeerId, float]:
+    """When each peer's chunks were found not to move first, where nothing is known yet."""
+    lateness = Lateness(num_bytes)
+    lateness.begin()
+    found: dict[PeerId, float] = {}
+    for look in range(int(10 * until_s) + 1):
+        elapsed_s = look / 10
+        num = {peer: min(40.0, chunks(elapsed_s)) for peer, chunks in come.items()}
+        awaited = [
+            Awaited(peer, int(n), 40, is_mean=True, num_waits=look if peer in waiting else 0)
+            for peer, n in num.items()
+        ]
+        partly = {peer: None if is_whole else n - int(n) for peer, n in num.items()}
+        for one in lateness.stalled(awaited, elapsed_s, partly, unserved=unserved):
+            found.setdefault(one, elapsed_s)
+    return found
+
+
+@pytest.mark.parametrize("num_bytes", [8 << 20, 100 << 20])
+def test_who_withholds_the_last_chunk_of_a_first_round_is_found_after_seconds(
+    num_bytes: int,
+) -> None:
+    found = stalled_at(30.0, withheld(0.975), num_bytes=num_bytes)
+    assert found.keys() == {ADA} and found[ADA] <= STALLED_S + 0.2
+
+
+def test_so_is_who_sends_a_byte_of_it_now_and_then() -> None:
+    """Ten bytes a second of a chunk of 64 KiB."""
+    come = withheld(0.975) | {ADA: lambda t: 39 + 10 * t / 65536}
+    assert stalled_at(30.0, come).keys() == {ADA}
+
+
+def test_but_not_whose_line_is_slow() -> None:
+    """64 kbit/s of a megabit go to this peer: a chunk of 800 KiB takes a hundred seconds."""
+    come = withheld(0.975) | {ADA: lambda t: t / 100}
+    assert not stalled_at(300.0, come, num_bytes=100 << 20)
+    assert not stalled_at(300.0, come, num_bytes=100 << 20, is_whole=True)
+    assert stalled_at(300.0, withheld(0.975), is_whole=True).keys() == {ADA}
+
+
+def test_nor_who_waits_for_others_while_that_is_an_excuse_or_for_what_has_not_left_here() -> None:
+    assert not stalled_at(60.0, withheld(0.975), unserved={ADA})
+    assert not stalled_at(60.0, withheld(0.975), waiting={ADA})
+    assert stalled_at(80.0, withheld(0.975), waiting={ADA}).keys() == {ADA}
+
+
+def test_where_nobodys_chunks_move_it_may_be_this_peers_fault() -> None:
+    come = dict.fromkeys((ADA, BOB, CYD), lambda t: 20.0)
+    assert not stalled_at(60.0, come)
+    assert stalled_at(60.0, {ADA: lambda t: 20.0}).keys() == {ADA}
 
 
 def test_who_falls_silent_is_named_and_who_hears_nobody_suspects_itself_first() -> None:

@@ -340,9 +340,17 @@ class TreeAllReduce:
             unheard={peer for peer, silence_s in silences.items() if silence_s > QUIET_S},
             awake_s=now - listened,
         )
-        missing = (refused | (broken & owing) | silent | late) & contributors
+        partly = {peer: self._partly(reduction, peer) for peer in owing}
+        stalled = begun & self._lateness.stalled(
+            awaited,
+            now - began,
+            partly,
+            unserved=self._outlets.unserved(),
+            awake_s=now - listened,
+        )
+        missing = (refused | (broken & owing) | silent | late | stalled) & contributors
         if missing:
-            if silent or late:
+            if silent or late or stalled:
                 self._lateness.accuse()
             why = [
                 f"{label}={[short(peer) for peer in sorted(peers & missing)]}"
@@ -351,10 +359,15 @@ class TreeAllReduce:
                     ("broken", broken),
                     ("silent", silent),
                     ("late", late),
+                    ("stalled", stalled),
                 )
                 if peers & missing
             ]
             raise AttemptFailed(" ".join(why), missing=frozenset(missing))
+
+    def _partly(self, reduction: Reduction, peer: PeerId) -> float | None:
+        arriving = self._lanes.arriving(peer)
+        return None if arriving is None else reduction.partly(peer, arriving)
 
     def _wake(self) -> None:
         """Called from any thread."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Container, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 from typing import Final
 
 from zoonet.averaging.deadlines import LearnedTimeout
+from zoonet.averaging.plan import chunk_values
 from zoonet.averaging.progress import Pace, Progress
 from zoonet.averaging.reduction import Awaited
 from zoonet.crypto import PeerId
@@ -21,6 +22,9 @@ QUIET_S: Final = 0.5  # without a byte: two beats of who waits for others
 WINDOW_SHARE: Final = 0.25  # of an attempt so far: who was slow for that long will stay so
 CLEARLY: Final = 1.5  # how many times as long waiting must take: chunks do not come evenly
 AGREE_S: Final = 1.0  # until all have heard that somebody is left out, and begin anew
+STALLED_S: Final = 10.0  # in which next to nothing comes of chunks that depend on nobody else
+STALLED_BYTES_PER_S: Final = 1024  # which is next to nothing
+WHOLE_BYTES_PER_S: Final = 8 * 1024  # where only whole chunks are told of: one takes so long more
 NEW: Final = 8.0  # how many times as long as usual it may take with who has not been there before
 NUM_USUAL: Final = 8  # attempts that say what is usual
 UNKNOWN_S: Final = 10.0  # that attempts take, while nothing is known, and the payload at this rate
@@ -45,6 +49,9 @@ class Lateness:
     silence that is noticed. Usual is the median of the last attempts in
     which that peer took part: who is slow and always was is not late.
 
+    Silent is, too, whoever says something, but brings next to nothing of its chunks for ten
+    seconds, though it waits for nobody: whether anything is usual yet or not.
+
     Who says that it waits for others is excused, but whether it really does nobody can tell: so
     the excuse ends long before the members' patience with the whole round, and is no longer for
     who is new here than for everybody else.
@@ -58,11 +65,14 @@ class Lateness:
         self._doubt = 1.0  # grows with each accusation, until an attempt succeeds
         self._longest_gap_s = 0.0
         self._progress = Progress()
+        self._flow = Progress()
+        self._chunk_bytes = 4 * chunk_values(max(1, payload_bytes // 4))
 
     def begin(self) -> None:
         """An attempt begins."""
         self._longest_gap_s = 0.0
         self._progress = Progress()
+        self._flow = Progress()
 
     def succeed(self) -> None:
         """It came to a mean: its silences were usual ones."""
@@ -95,6 +105,38 @@ class Lateness:
             # Who hears nobody at all should suspect its own machine first.
             return {peer for peer in silent if silences[peer] > ALONE * limit_s}
         return silent
+
+    def stalled(
+        self,
+        awaited: Sequence[Awaited],
+        elapsed_s: float,
+        partly: Mapping[PeerId, float | None],
+        *,
+        unserved: Container[PeerId] = (),
+        awake_s: float = math.inf,
+    ) -> set[PeerId]:
+        """Whose chunks do not move, though it waits for nobody. The other arguments: see `late`.
+
+        `partly` says how many chunks of each are under way, by the shares that have come; None
+        where only whole ones are told of. If most of them stall, it may be this peer's fault.
+        """
+        window_s = self._doubt * STALLED_S
+        whole_s = window_s + self._chunk_bytes / WHOLE_BYTES_PER_S
+        shares = {peer: share for peer, share in partly.items() if share is not None}
+        # Here "unheard" is who may have waited for this peer at any moment of the window.
+        self._flow.note(awaited, elapsed_s, unserved, whole_s, unserved, shares)
+        paces = {p: pace for p, pace in self._flow.paces(window_s).items() if p in shares}
+        paces |= {p: pace for p, pace in self._flow.paces(whole_s).items() if p not in shares}
+        stalled = {
+            peer
+            for peer, pace in paces.items()
+            if pace.num_left
+            and not pace.was_away
+            and not self._is_excused(pace, elapsed_s)
+            and awake_s >= pace.span_s
+            and pace.num_new * self._chunk_bytes < STALLED_BYTES_PER_S * pace.span_s
+        }
+        return set() if len(stalled) > 1 and 2 * len(stalled) >= len(paces) else stalled
 
     def late(
         self,

@@ -14,6 +14,8 @@ from zoonet.transport import Buffer, Lane, Lanes
 
 MAX_HELD: Final = 65_536  # messages that wait for a lane to open
 
+WORD_BYTES: Final = 128  # a header alone: that a peer waits is nothing to wait for
+
 log = logging.getLogger(__name__)
 
 
@@ -117,10 +119,12 @@ class Outlets:
             return sum(lane.unsent_bytes for lane in self._open.values())
 
     def unserved(self) -> set[PeerId]:
-        """To whom something that was posted has not left yet."""
+        """To whom something that was posted has not left yet; a header alone does not count."""
         with self._lock:
             held = {peer_id for peer_id, messages in self._held.items() if messages}
-            return held | {peer_id for peer_id, lane in self._open.items() if lane.unsent_bytes}
+            return held | {
+                peer_id for peer_id, lane in self._open.items() if lane.unsent_bytes > WORD_BYTES
+            }
 
     def drop(self) -> None:
         """Forget what has not begun to leave, on every lane."""

@@ -18,7 +18,7 @@ MAX_LOOKS: Final = 64  # that are kept of the longest window, about
 class Standing:
     """Where one awaited peer stands at one moment: chunks of all kinds together."""
 
-    num_come: int
+    num_come: float  # with the shares of those under way, where these are told
     num_left: int
     num_waits: int  # how often it has said that it waits for others; 0 where that excuses nothing
     num_served: int  # how often this peer has looked and had nothing on its way to it
@@ -29,7 +29,7 @@ class Standing:
 class Pace:
     """What an awaited peer has brought in a window of time."""
 
-    num_new: int
+    num_new: float
     num_left: int
     span_s: float
     is_held_up: bool  # by others: it waits, and not only for what is on its way from here
@@ -63,25 +63,32 @@ class Progress:
         unserved: Container[PeerId],
         longest_s: float,
         unheard: Container[PeerId] = (),
+        partly: Mapping[PeerId, float] | None = None,
     ) -> None:
         """Take a look, `elapsed_s` after the attempt began. Windows are at most `longest_s` long.
 
         The `unserved` are those to whom something is on its way from here, the `unheard` those of
-        whom not a byte has come for a while.
+        whom not a byte has come for a while. `partly` says how many chunks are under way, by their
+        shares that have come.
         """
         by_peer: dict[PeerId, list[Awaited]] = {}
         for one in awaited:
             by_peer.setdefault(one.peer, []).append(one)
         self._num_served.update(peer for peer in by_peer if peer not in unserved)
         self._num_unheard.update(peer for peer in by_peer if peer in unheard)
-        looks = self._looks
+        looks, shares = self._looks, partly or {}
         if len(looks) > 1 and looks[-1][0] - looks[-2][0] < longest_s / MAX_LOOKS:
             looks.pop()
         looks.append(
             (
                 elapsed_s,
                 {
-                    peer: _standing(kinds, self._num_served[peer], self._num_unheard[peer])
+                    peer: _standing(
+                        kinds,
+                        shares.get(peer, 0.0),
+                        self._num_served[peer],
+                        self._num_unheard[peer],
+                    )
                     for peer, kinds in by_peer.items()
                 },
             )
@@ -105,10 +112,12 @@ class Progress:
         }
 
 
-def _standing(kinds: Sequence[Awaited], num_served: int, num_unheard: int) -> Standing:
+def _standing(
+    kinds: Sequence[Awaited], share: float, num_served: int, num_unheard: int
+) -> Standing:
     lacking = [one for one in kinds if one.num_come < one.num_all]
     return Standing(
-        num_come=sum(one.num_come for one in kinds),
+        num_come=share + sum(one.num_come for one in kinds),
         num_left=sum(one.num_all - one.num_come for one in lacking),
         num_waits=min((one.num_waits for one in lacking), default=0),
         num_served=num_served,
@@ -118,7 +127,7 @@ def _standing(kinds: Sequence[Awaited], num_served: int, num_unheard: int) -> St
 
 def _pace(then: Standing, now: Standing, span_s: float) -> Pace:
     return Pace(
-        num_new=max(0, now.num_come - then.num_come),
+        num_new=max(0.0, now.num_come - then.num_come),
         num_left=now.num_left,
         span_s=span_s,
         is_held_up=now.num_waits > then.num_waits and now.num_served > then.num_served,

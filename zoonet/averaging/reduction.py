@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from zoonet.averaging.chunks import (
     Header,
     Kind,
     bits_of,
+    decode_header,
     indices_of,
     root_of,
 )
@@ -220,6 +221,22 @@ class Reduction:
             for tallies in (up, down)
             for sender, come in sorted(tallies.items())
         ]
+
+    def partly(self, peer_id: PeerId, arriving: Mapping[bytes, int]) -> float:
+        """How many of a peer's chunks are under way and needed: each counts by what has come.
+
+        `arriving` are bytes by header; see `zoonet.transport.Lanes.arriving`.
+        """
+        sender, share = self._indices.get(peer_id), 0.0
+        for raw, num_bytes in arriving.items():
+            header = decode_header(raw)
+            if header.kind == Kind.COMMITMENT or header.round_key != self.round_key:
+                continue
+            with self._lock:
+                place = self._landing.find(sender, header) if sender is not None else None
+            if place:
+                share += num_bytes / len(place)
+        return share
 
     def _owes_parts(self, sender: int, is_up: bool) -> bool:
         """Parts of a contribution depend on nobody: they are no reason to wait."""

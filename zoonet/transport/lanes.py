@@ -145,6 +145,13 @@ class Lanes(Protocol):
         """Seconds since the last byte of that peer came, on any lane; infinite if none has."""
         ...
 
+    def arriving(self, peer_id: PeerId) -> Mapping[bytes, int] | None:
+        """How many bytes have come of each payload that is under way from a peer, by header.
+
+        None where that cannot be told: its messages come as wholes, or it has no lane here.
+        """
+        ...
+
     def allocate(self, num_bytes: int) -> memoryview:
         """Zeroed memory whose bytes a lane to a peer on the same host need not copy to send."""
         ...

@@ -153,6 +153,9 @@ class StreamLanes:
         heard = self._heard.get(peer_id)
         return math.inf if heard is None else asyncio.get_running_loop().time() - heard
 
+    def arriving(self, peer_id: PeerId) -> Mapping[bytes, int] | None:
+        return None
+
     def allocate(self, num_bytes: int) -> memoryview:
         return memoryview(bytearray(num_bytes))
 

@@ -112,6 +112,7 @@ class Connection:
         self.socket = sock
         self.peer_id = peer_id
         self.ear = Ear()
+        self.num_read = 0  # bytes of the last `read` that have come so far
         self._lock = threading.Lock()
         self._is_closed = False
         self._poll: select.poll | None = None
@@ -135,7 +136,7 @@ class Connection:
         try:
             while num_bytes < size:
                 num_new = receive(size - num_bytes, target[num_bytes:])
-                num_bytes += num_new
+                self.num_read = num_bytes = num_bytes + num_new
                 if not num_new:
                     raise StreamClosed(f"peer={short(self.peer_id)} ended in a message")
                 if hear(num_new) > deadline:

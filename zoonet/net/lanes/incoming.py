@@ -78,6 +78,7 @@ class IncomingLane:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._pipes: set[ReceivingPipe] = set()
+        self._under_way: dict[ReceivingPipe, bytes] = {}  # the header of what each reads now
 
     def run(self, pipe: ReceivingPipe) -> None:
         """Receive until the connection ends, in the calling thread, and close it."""
@@ -99,6 +100,11 @@ class IncomingLane:
         self._meter.forget(pipe.connection)
         pipe.close()
         self._leave(pipe, error)
+
+    def arriving(self) -> dict[bytes, int]:
+        """Of messages that are under way, by header: how many bytes of the payload have come."""
+        under_way = self._under_way.copy()
+        return {header: pipe.connection.num_read for pipe, header in under_way.items()}
 
     def abort(self) -> None:
         """End it from our side: its sink is told nothing more."""
@@ -133,9 +139,12 @@ class IncomingLane:
         target = self._admitted(sink, header, num_bytes)
         if num_bytes:
             self._meter.received.begin()
+            pipe.connection.num_read = 0
+            self._under_way[pipe] = header
             try:
                 pipe.read_into(target)
             finally:
+                del self._under_way[pipe]
                 self._meter.received.end(num_bytes)
         sink.arrived(self.peer_id, header)
 

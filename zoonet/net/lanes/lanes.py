@@ -129,6 +129,9 @@ class HostLanes:
         by_lane = link.meter.silent_s() if link is not None else math.inf
         return min(by_lane, self._streams.silent_s(peer_id))
 
+    def arriving(self, peer_id: PeerId) -> Mapping[bytes, int] | None:
+        return self._station.live.arriving(peer_id)
+
     def links(self) -> Mapping[PeerId, LinkStats]:
         meters = {peer_id: link.meter for peer_id, link in self._station.links.items()}
         return {peer_id: meter.stats() for peer_id, meter in meters.items() if meter.path}

@@ -102,6 +102,14 @@ class LiveLanes:
                     self._count_out(lane.peer_id)
                 self._changed.notify_all()
 
+    def arriving(self, peer_id: PeerId) -> dict[bytes, int] | None:
+        """See `zoonet.transport.Lanes.arriving`."""
+        with self._changed:
+            lanes = {lane for lane in self._incoming.values() if lane.peer_id == peer_id}
+        if not lanes:
+            return None
+        return {header: num for lane in lanes for header, num in lane.arriving().items()}
+
     def _has_room(self, newcomer: PeerId) -> bool:
         """Where all places are taken, end a connection of the peer that has most of them."""
         if len(self._incoming) - len(self._leaving) < self._config.max_connections:
