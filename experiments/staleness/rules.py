@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zoonet.config import TrainingConfig
+from zoonet.training.drift import known_scale, share_after
 from zoonet.training.inner import learning_rate
 from zoonet.training.order import SampleOrder
 from zoonet.training.tokenizers import CharTokenizer
@@ -157,14 +158,14 @@ class Trial:
         self.second_RP = torch.zeros_like(self.theta_RP)
         self.num_steps = 0
         self.lr, self.momentum = rule.lr, rule.momentum
+        self.share = 0.0  # of the momentum, that parameters have moved on by
 
     def _each(self, value_SP: Tensor) -> Tensor:
         return value_SP.repeat_interleave(REPLICAS, 0)
 
     @property
-    def _drift(self) -> float:
-        """Of the momentum, that an outer step moves by beside the mean."""
-        return self.lr * self.momentum**2
+    def _scale(self) -> float:
+        return known_scale(self.lr, self.momentum)
 
     def play(self) -> list[float]:
         """Train to the end; return the held-out loss of each seed."""
@@ -188,9 +189,7 @@ class Trial:
                 else:
                     self._adam(gradient_RP, learning_rate((step + 0.5) / self.steps, self.spec))
             if rule.spread and not is_early:
-                late = rule.inner_steps - (rule.early if step >= rule.inner_steps else 0)
-                with torch.no_grad():
-                    self.theta_RP.sub_(self._each(self.momentum_SP), alpha=self._drift / late)
+                self._drift(share_after(self.share, 1.0, rule.inner_steps - place))
             if place == rule.inner_steps - 1:
                 told_RP, base_RP = self._leave()
         self._outer_step(self.theta_RP.detach(), 1.0)
@@ -215,6 +214,12 @@ class Trial:
         self.theta_RP.addcdiv_(self.first_RP, denominator, value=-rate * scale / correction1)
 
     @torch.no_grad()
+    def _drift(self, share: float) -> None:
+        moved = (share - self.share) * self._scale
+        self.theta_RP.sub_(self._each(self.momentum_SP), alpha=moved)
+        self.share = share
+
+    @torch.no_grad()
     def _leave(self) -> tuple[Tensor, Tensor]:
         """End a round: return what is told, and where early steps start from."""
         rule, told_RP = self.rule, self.theta_RP.clone()
@@ -237,8 +242,8 @@ class Trial:
     @torch.no_grad()
     def _outer_step(self, told_RP: Tensor, progress: float) -> None:
         delta_RP = self._each(self.outer_SP) - told_RP
-        if self.rule.spread:
-            delta_RP -= self._drift * self._each(self.momentum_SP)
+        delta_RP -= self.share * self._scale * self._each(self.momentum_SP)
+        self.share = 0.0
         mean_SP = delta_RP.view(len(self.outer_SP), REPLICAS, -1).mean(1)
         left = min(1.0, (1.0 - progress) / self.rule.fade) if self.rule.fade else 1.0
         self.lr, self.momentum = 1 + (self.rule.lr - 1) * left, self.rule.momentum * left

@@ -27,6 +27,7 @@ class Setting:
     steps: int = 800  # of each replica
     outer_lr: float = 0.7
     outer_momentum: float = 0.9
+    outer_momentum_spread: bool = False
     width: int = 128
     max_bytes: int = 0  # of the text; 0: all
 
@@ -38,6 +39,7 @@ class Setting:
             "inner_steps": self.inner_steps,
             "outer_lr": self.outer_lr,
             "outer_momentum": self.outer_momentum,
+            "outer_momentum_spread": self.outer_momentum_spread,
             "seed": self.seed,
             "eval_tokens": 0,
             "ahead": float(self.delay > 0),

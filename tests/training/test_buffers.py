@@ -28,12 +28,12 @@ def test_another_process_reads_and_writes_the_same_vectors() -> None:
 
 def test_new_buffers_are_zero_and_apart() -> None:
     with SharedBuffers.create(100) as buffers:
-        vectors = buffers.global_P, buffers.local_P, buffers.inner_N
-        assert [vector.size for vector in vectors] == [100, 100, inner_size(100)]
+        vectors = buffers.global_P, buffers.local_P, buffers.inner_N, buffers.momentum_P
+        assert [vector.size for vector in vectors] == [100, 100, inner_size(100), 100]
         assert not any(vector.any() for vector in vectors)
         for number, vector in enumerate(vectors):
             vector[:] = number
-        assert [set(vector.tolist()) for vector in vectors] == [{0.0}, {1.0}, {2.0}]
+        assert [set(vector.tolist()) for vector in vectors] == [{0.0}, {1.0}, {2.0}, {3.0}]
 
 
 def test_closing_gives_the_memory_back() -> None:

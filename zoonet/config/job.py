@@ -96,6 +96,7 @@ class TrainingConfig(Section):
     grad_clip: float = 1.0  # norm of the gradient; 0: no clipping
     outer_lr: float = 0.7
     outer_momentum: float = 0.9  # Nesterov
+    outer_momentum_spread: bool = False  # trainers move along it in all steps of a round: see docs
     precision: Literal["fp32", "bf16"] = "fp32"
     activation_checkpointing: bool = False  # a third more arithmetic, far less memory: see docs
     codec: CodecName = "fp32"  # of what peers send each other: fewer bytes, less exact

@@ -3,6 +3,7 @@
 ::
 
     global_P   outer parameters of the last certified round   node writes, trainer reads
+    momentum_P outer momentum, where trainers move along it    the same; else untouched, no memory
     local_P    theta_local, as last told of; then what moves    both, one at a time
                the trainer's parameters on to the next round
     inner_N    mirror of the inner optimizer's state           trainer writes, node copies
@@ -35,7 +36,7 @@ class SharedBuffers:
     """The vectors that node and trainer share. Nameless: gone with its last owner."""
 
     def __init__(self, fd: int, num_parameters: int) -> None:
-        sizes = (num_parameters, num_parameters, inner_size(num_parameters))
+        sizes = _sizes(num_parameters)
         offsets, total = _layout(sizes)
         if num_parameters < 1 or os.fstat(fd).st_size != total:
             raise ValueError(
@@ -44,7 +45,7 @@ class SharedBuffers:
         self.fd = fd
         self.num_parameters = num_parameters
         self._map = mmap.mmap(fd, total)
-        self.global_P, self.local_P, self.inner_N = (
+        self.global_P, self.local_P, self.inner_N, self.momentum_P = (
             np.frombuffer(self._map, np.float32, size, offset)
             for size, offset in zip(sizes, offsets, strict=True)
         )
@@ -52,8 +53,7 @@ class SharedBuffers:
     @classmethod
     def create(cls, num_parameters: int) -> Self:
         """Reserve zeroed buffers. Raises StorageError where there is too little memory."""
-        sizes = (num_parameters, num_parameters, inner_size(num_parameters))
-        total = _layout(sizes)[1]
+        total = _layout(_sizes(num_parameters))[1]
         fd = _anonymous_file()
         try:
             os.ftruncate(fd, total)
@@ -84,9 +84,13 @@ class SharedBuffers:
         os.close(self.fd)
         self.fd = -1
         empty = np.empty(0, np.float32)
-        self.global_P = self.local_P = self.inner_N = empty
+        self.global_P = self.local_P = self.inner_N = self.momentum_P = empty
         with contextlib.suppress(BufferError):  # a view is still held: its reader would crash
             self._map.close()
+
+
+def _sizes(num_parameters: int) -> tuple[int, ...]:
+    return num_parameters, num_parameters, inner_size(num_parameters), num_parameters
 
 
 def _layout(sizes: tuple[int, ...]) -> tuple[list[int], int]:

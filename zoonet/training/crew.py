@@ -46,7 +46,7 @@ class Join(Message, frozen=True, kw_only=True, tag="join"):
 
 
 class Begin(Message, frozen=True, kw_only=True, tag="begin"):
-    """Start from `global_P`, and from `inner_N` or nothing."""
+    """Start from `global_P` and `momentum_P`, and from `inner_N` or nothing."""
 
     has_inner_state: bool
 
@@ -56,6 +56,7 @@ class Step(Message, frozen=True, kw_only=True, tag="step"):
 
     slot: int
     progress: float
+    drift: float
 
 
 class TakeLoss(Message, frozen=True, kw_only=True, tag="loss"):
@@ -63,18 +64,22 @@ class TakeLoss(Message, frozen=True, kw_only=True, tag="loss"):
 
 
 class Shift(Message, frozen=True, kw_only=True, tag="shift"):
-    """Move by `local_P`."""
+    """Move by `local_P`, with `momentum_P` from now on."""
 
 
 class Reload(Message, frozen=True, kw_only=True, tag="reload"):
-    """Take `global_P`."""
+    """Take `global_P` and `momentum_P`."""
+
+
+class GoOver(Message, frozen=True, kw_only=True, tag="over"):
+    """Take `local_P`."""
 
 
 class FinishRound(Message, frozen=True, kw_only=True, tag="finish"):
     """Write to `local_P` and `inner_N`."""
 
 
-Order = Begin | Step | TakeLoss | Shift | Reload | FinishRound | Evaluate | Sample
+Order = Begin | Step | TakeLoss | Shift | Reload | GoOver | FinishRound | Evaluate | Sample
 
 _ENCODER = msgspec.msgpack.Encoder()
 _JOIN = msgspec.msgpack.Decoder(Join)
@@ -149,26 +154,32 @@ class LedSession(TrainingSession):
         if not isinstance(order, Step):
             self._crew.confirm()
 
-    def begin(self, theta_P: Vector, inner_N: Vector | None) -> None:
+    def begin(
+        self, theta_P: Vector, inner_N: Vector | None, momentum_P: Vector | None = None
+    ) -> None:
         with self._together(Begin(has_inner_state=inner_N is not None)):
-            super().begin(theta_P, inner_N)
+            super().begin(theta_P, inner_N, momentum_P)
 
-    def step(self, slot: int, progress: float) -> None:
+    def step(self, slot: int, progress: float, drift: float = 0.0) -> None:
         self.read(slot)  # what cannot be read nobody starts on
-        with self._together(Step(slot=slot, progress=progress)):
-            super().step(slot, progress)
+        with self._together(Step(slot=slot, progress=progress, drift=drift)):
+            super().step(slot, progress, drift)
 
     def take_loss(self) -> float:
         with self._together(TakeLoss()):
             return super().take_loss()
 
-    def shift(self, by_P: Vector) -> None:
+    def shift(self, by_P: Vector, momentum_P: Vector | None = None) -> None:
         with self._together(Shift()):
-            super().shift(by_P)
+            super().shift(by_P, momentum_P)
 
-    def reload(self, theta_P: Vector) -> None:
+    def reload(self, theta_P: Vector, momentum_P: Vector | None = None) -> None:
         with self._together(Reload()):
-            super().reload(theta_P)
+            super().reload(theta_P, momentum_P)
+
+    def go_over(self, theta_P: Vector) -> None:
+        with self._together(GoOver()):
+            super().go_over(theta_P)
 
     def finish_round(self, theta_P: Vector, inner_N: Vector) -> None:
         with self._together(FinishRound()):
@@ -199,7 +210,7 @@ class Member:
         while True:
             order: Order = _ORDERS.decode(self._pipe.recv_bytes())
             if isinstance(order, Step):
-                self._session.step(order.slot, order.progress)
+                self._session.step(order.slot, order.progress, order.drift)
                 continue
             try:
                 self._obey(order)
@@ -213,13 +224,16 @@ class Member:
         session, buffers = self._session, self._buffers
         match order:
             case Begin(has_inner_state=has_inner_state):
-                session.begin(buffers.global_P, buffers.inner_N if has_inner_state else None)
+                inner_N = buffers.inner_N if has_inner_state else None
+                session.begin(buffers.global_P, inner_N, buffers.momentum_P)
             case TakeLoss():
                 session.take_loss()
             case Shift():
-                session.shift(buffers.local_P)
+                session.shift(buffers.local_P, buffers.momentum_P)
             case Reload():
-                session.reload(buffers.global_P)
+                session.reload(buffers.global_P, buffers.momentum_P)
+            case GoOver():
+                session.go_over(buffers.local_P)
             case FinishRound():
                 session.finish_round(buffers.local_P, buffers.inner_N)
             case Evaluate(max_tokens=most):

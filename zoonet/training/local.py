@@ -147,6 +147,7 @@ class LocalWork:
             tokens_planned=schedule.tokens_planned * stop // max(1, steps),
             is_fresh=self.is_fresh,
             has_inner_state=self._has_inner_state,
+            drift=stop / max(1, steps),
         )
 
     async def _mixed(self, num_steps: int, mix: Mix) -> bool:

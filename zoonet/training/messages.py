@@ -56,6 +56,7 @@ class Train(Message, frozen=True, kw_only=True, tag="train"):
     is_fresh: bool  # start from `global_P`, and from nothing trained before
     has_inner_state: bool  # whether `inner_N` holds a state to go on with, where that is fresh
     takes_local: bool = False  # else first go over to `local_P`, what a site has come to
+    drift: float = 1.0  # share of the outer momentum to be spread by the last of `steps`
 
 
 class Merge(Message, frozen=True, kw_only=True, tag="merge"):

@@ -2,7 +2,8 @@
 
 Memory, in fp32 copies of the parameters: outer parameters and momentum, a spare of each (a staged
 step, or the state before the last one, which joiners may still be fetching), the local work, and
-two for the mirror of the inner optimizer: seven. The contribution to a round is an eighth.
+two for the mirror of the inner optimizer: seven. The contribution to a round is an eighth. With
+`outer_momentum_spread` the trainer is shown a copy of the momentum: a ninth.
 """
 
 from __future__ import annotations
@@ -270,6 +271,8 @@ class TrainingReplica:
         self._spare_theta_P = old_theta_P
         self._momentum_P, self._spare_momentum_P = self._spare_momentum_P, self._momentum_P
         self._digests, self._spare_digests = self._spare_digests, self._digests
+        if self._spec.outer_momentum_spread:
+            self._buffers.momentum_P[:] = self._momentum_P
 
     # --- handing the state to joiners ---------------------------------------------------------
 

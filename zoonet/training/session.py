@@ -25,6 +25,7 @@ from zoonet.errors import (
 )
 from zoonet.ranges import Ranges
 from zoonet.training.compiler import compiled, try_out
+from zoonet.training.drift import Drift, known_scale
 from zoonet.training.export import Layout
 from zoonet.training.generate import generate
 from zoonet.training.gradient import BatchGradient, BatchLoss
@@ -69,6 +70,10 @@ class TrainingSession:
                 self._flat.model.checkpoint_activations()
             hidden = hidden_matrices(self._flat.model, vocab_size)
             self._optimizer = InnerOptimizer(self._flat, self.spec, hidden)
+            self._drift: Drift | None = None
+            if self.spec.outer_momentum_spread:
+                scale = known_scale(self.spec.outer_lr, self.spec.outer_momentum)
+                self._drift = Drift(self._flat, scale)
         model = self._flat.model
         self._gradient = BatchGradient(model, self._flat.grad_P, self.spec, ranks)
         self._gradient.micro_batch_size = start.micro_batch_size or self.spec.batch_size
@@ -116,9 +121,14 @@ class TrainingSession:
         self._train_tokens.close()
         self._heldout_tokens.close()
 
-    def begin(self, theta_P: Vector, inner_N: Vector | None) -> None:
-        """Start from these parameters, and from this inner state or none."""
-        self._flat.load_(theta_P)
+    def begin(
+        self, theta_P: Vector, inner_N: Vector | None, momentum_P: Vector | None = None
+    ) -> None:
+        """Start from these parameters, this inner state or none, and this outer momentum.
+
+        The last one matters only with `outer_momentum_spread`; None: of a job's first round.
+        """
+        self._start_from(theta_P, momentum_P)
         if inner_N is None:
             self._optimizer.reset_()
         else:
@@ -126,9 +136,15 @@ class TrainingSession:
         self._flat.model.train()
         self._forget_loss()
 
-    def step(self, slot: int, progress: float) -> None:
+    @property
+    def drift(self) -> float:
+        """Share of the outer momentum that the parameters have moved on by; 0 unless spread."""
+        return self._drift.share if self._drift else 0.0
+
+    def step(self, slot: int, progress: float, drift: float = 0.0) -> None:
         """Take the inner step of a slot at a position in [0, 1] of the job's tokens.
 
+        Afterwards `drift` is the share of the outer momentum that the parameters have moved on by.
         Raises OutOfDeviceMemory where even one sample at a time does not fit, and UnreadableSlot.
         """
         with memory_errors_told(f"the samples of data slot {slot}"):
@@ -136,6 +152,8 @@ class TrainingSession:
         loss = self._gradient.backward(batch, slot)
         with memory_errors_told(f"a step of {self._size}"):
             norm = self._optimizer.step_(learning_rate(progress, self.spec))
+            if self._drift:
+                self._drift.go_to(drift)
             self._losses.append((slot, loss + 0.0 * norm))  # no number where either is none
 
     def read(self, slot: int) -> Batch:
@@ -180,14 +198,32 @@ class TrainingSession:
                 )
         return sum(losses) / len(losses)
 
-    def shift(self, by_P: Vector) -> None:
-        """Move the parameters, as others' work asks for; the inner state stays."""
-        with memory_errors_told(f"a shift of {self._size}"):
-            self._flat.shift_(by_P)
+    def shift(self, by_P: Vector, momentum_P: Vector | None = None) -> None:
+        """Move the parameters, as a round asks for; the inner state stays.
 
-    def reload(self, theta_P: Vector) -> None:
-        """Replace the parameters; the inner state stays."""
+        What they had moved on by the last momentum is undone: the shift holds it.
+        """
+        with memory_errors_told(f"a shift of {self._size}"):
+            if self._drift:
+                self._drift.go_to(0.0)
+            self._flat.shift_(by_P)
+            if self._drift:
+                self._drift.renew(momentum_P)
+
+    def reload(self, theta_P: Vector, momentum_P: Vector | None = None) -> None:
+        """Replace the parameters, as a round asks for; the inner state stays."""
+        self._start_from(theta_P, momentum_P)
+
+    def _start_from(self, theta_P: Vector, momentum_P: Vector | None) -> None:
         self._flat.load_(theta_P)
+        if self._drift:
+            self._drift.renew(momentum_P)
+
+    def go_over(self, theta_P: Vector) -> None:
+        """Take over theta_local of a site in the middle of a round."""
+        self._flat.load_(theta_P)
+        if self._drift:
+            self._drift.placed_anew()
 
     def finish_round(self, theta_P: Vector, inner_N: Vector) -> None:
         """Write theta_local and the inner state; more steps may follow.
@@ -198,7 +234,10 @@ class TrainingSession:
             is_finite = self._flat.is_finite()
         if not is_finite:
             raise NonFiniteLoss("a step made parameters infinite; lower training.inner_lr")
-        self._flat.store(theta_P)
+        if self._drift:
+            self._drift.store(theta_P)
+        else:
+            self._flat.store(theta_P)
         self._optimizer.store(inner_N)
 
     def evaluate(

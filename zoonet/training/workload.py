@@ -13,6 +13,7 @@ from typing import Final
 from zoonet.errors import TrainingError, UnreadableSlot
 from zoonet.ranges import Ranges, count, difference, normalise
 from zoonet.training.buffers import SharedBuffers
+from zoonet.training.drift import share_after
 from zoonet.training.messages import StepDone, Train, Trained
 from zoonet.training.session import TrainingSession, each, position
 
@@ -54,7 +55,7 @@ class Workload:
         failure, self._failure = self._failure, None
         if command.is_fresh or self._command is None:
             inner_N = self._buffers.inner_N if command.has_inner_state else None
-            self._session.begin(self._buffers.global_P, inner_N)
+            self._session.begin(self._buffers.global_P, inner_N, self._buffers.momentum_P)
             self._trained = []
             self._is_moved = False
             self._loss_sum = self._num_in_loss = 0
@@ -62,7 +63,7 @@ class Workload:
         elif failure is not None:
             raise failure
         elif command.takes_local:
-            self._session.reload(self._buffers.local_P)
+            self._session.go_over(self._buffers.local_P)
         left = difference(command.slots, self._told())
         self._command = command
         self._slots = each(left)
@@ -119,10 +120,15 @@ class Workload:
     def step(self) -> None:
         """Train the next slot. Raises OutOfDeviceMemory, or UnreadableSlot with all there are."""
         assert self._command is not None
+        num_left = self._steps - self.num_steps
+        self._step(share_after(self._session.drift, self._command.drift, num_left))
+
+    def _step(self, drift: float) -> None:
+        assert self._command is not None
         slot = next(self._slots)
         where = position(self._command, self.num_steps, self._session.spec.tokens)
         try:
-            self._session.step(slot, where)
+            self._session.step(slot, where, drift)
         except UnreadableSlot as error:
             raise UnreadableSlot(str(error), slots=self._unreadable_from(slot)) from error
         self._trained.append(slot)
@@ -142,9 +148,12 @@ class Workload:
         return normalise((one, one + 1) for one in found)
 
     def step_ahead(self) -> None:
-        """Train the next slot; whatever goes wrong is told when the next command comes."""
+        """Train the next slot; whatever goes wrong is told when the next command comes.
+
+        It stays where it is as to the outer momentum: of the next step nothing is known yet.
+        """
         try:
-            self.step()
+            self._step(self._session.drift)
         except TrainingError as error:
             self._failure = error
             self._rest()
@@ -179,9 +188,9 @@ class Workload:
     def merge(self, *, is_merged: bool) -> None:
         """Move on to a certified round: see `zoonet.training.messages.Merge`."""
         if is_merged and not self._is_moved:
-            self._session.reload(self._buffers.global_P)
+            self._session.reload(self._buffers.global_P, self._buffers.momentum_P)
         else:
-            self._session.shift(self._buffers.local_P)
+            self._session.shift(self._buffers.local_P, self._buffers.momentum_P)
 
     # --- telling of it ------------------------------------------------------------------------
 

@@ -66,6 +66,22 @@ class PlacedModel:
             torch.from_numpy(out_P[part.held]).copy_(part.theta.view(-1))
 
     @torch.no_grad()
+    def store_sum(self, own_P: Tensor, scale: float, out_P: Vector) -> None:
+        """Write the parameters plus so much of a vector like `grad_P` to CPU memory."""
+        for part in self.parts.values():
+            out = torch.from_numpy(out_P[part.held])
+            whole = (part.theta.view(-1), own_P[part.own], out)
+            pieces = (torch.split(each, _SHIFT_ELEMENTS) for each in whole)
+            for theta, own, target in zip(*pieces, strict=True):
+                target.copy_(torch.add(theta, own, alpha=scale))
+
+    @torch.no_grad()
+    def add_(self, own_P: Tensor, scale: float) -> None:
+        """Add so much of a vector like `grad_P` to the parameters."""
+        for part in self.parts.values():
+            part.theta.view(-1).add_(own_P[part.own], alpha=scale)
+
+    @torch.no_grad()
     def shift_(self, by_P: Vector) -> None:
         """Add to the parameters."""
         for part in self.parts.values():
