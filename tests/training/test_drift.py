@@ -1,4 +1,4 @@
-"""The outer momentum in equal parts: where a trainer stands, and that the rest knows nothing of it."""
+"""The outer momentum in equal parts: where a trainer stands, which nothing else knows of."""
 
 from __future__ import annotations
 

@@ -61,6 +61,7 @@ def buffers_of(job: Any) -> SharedBuffers:
     buffers = SharedBuffers.create(job.num_parameters)
     buffers.local_P[:] = job.initial_P
     buffers.global_P[:] = job.initial_P
+    buffers.momentum_P[:] = 0.01  # moves nothing unless it is spread
     return buffers
 
 
@@ -75,6 +76,7 @@ def on_two(start: Start, **changes: Any) -> Start:
         ("gpt", {"optimizer": "muon", "batch_size": 3, "activation_checkpointing": True}),
         ("transformers", {"optimizer": "muon"}),
         ("embedding", {"task": "embedding"}),
+        ("gpt", {"outer_momentum_spread": True}),
     ],
 )
 @pytest.mark.parametrize("devices", [TWO, pytest.param("cuda:0,cuda:1", marks=ON_TWO_GPUS)])
@@ -104,6 +106,11 @@ def test_two_ranks_train_what_one_device_trains(
                     np.testing.assert_allclose(far.local_P, near.local_P, atol=2e-5)
                     np.testing.assert_allclose(far.inner_N, near.inner_N, atol=1e-5)
                     assert np.abs(far.local_P - job.initial_P).max() > 1e-3
+                for buffers, trainer in ((far, two), (near, one)):  # what a site has come to
+                    buffers.local_P[:] = 0.5 * job.initial_P
+                    over = msgspec.structs.replace(train(is_fresh=False), takes_local=True)
+                    await trainer.train(over)
+                    np.testing.assert_allclose(buffers.local_P, 0.5 * job.initial_P, atol=1e-6)
                 for buffers, trainer in ((far, two), (near, one)):
                     buffers.local_P[:] = 0.125
                     await trainer.merge(is_merged=False)
