@@ -19,6 +19,7 @@ from zoonet.training.outer import outer_step
 from zoonet.training.replica import ReplicaEvents, TrainingReplica
 from zoonet.training.session import TrainingSession
 from zoonet.training.state import chunk, chunk_digests, num_chunks, root_digest
+from zoonet.training.workload import Workload
 
 CONSTANT_RATE = {"min_lr_fraction": 1.0, "inner_lr": 3e-3}
 
@@ -237,5 +238,37 @@ def test_a_site_meets_and_goes_on_without_the_drift_in_its_mean(
                 later = {"num_carried": 2, "is_fresh": False, "takes_local": True}
                 await trainer.train(command((2, 10), 10, 1.0, **later))
                 np.testing.assert_allclose(buffers.local_P, 0.5 * job.initial_P, atol=1e-6)
+
+    run(main())
+
+
+def test_steps_that_no_command_asks_for_do_not_drift(make_job: Callable[..., Any]) -> None:
+    job = make_job(outer_momentum_spread=True)
+
+    async def main() -> None:
+        async with replica_of(job) as (replica, buffers):
+            await joined(replica, job.initial_P, np.full_like(job.initial_P, 0.02))
+            with TrainingSession(job.start) as session:
+                work = Workload(session, buffers, lambda: 0.0)
+                work.take_on(
+                    Train(
+                        round=1,
+                        slots=((0, 9),),
+                        steps=4,
+                        num_carried=0,
+                        tokens_done=0,
+                        tokens_planned=256,
+                        is_fresh=True,
+                        has_inner_state=False,
+                    )
+                )
+                work.step()
+                assert session.drift == 0.25
+                work.report()
+                work.step_ahead()  # told early: the round's mean is not known
+                assert session.drift == 0.25
+                work.merge(is_merged=True)
+                work.step_ahead()  # how many steps there will be is not known
+                assert session.drift == 0.0
 
     run(main())
