@@ -33,7 +33,9 @@ class Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One way to train. `batch` (of the peers' batches together) is for one process only."""
+    """One way to train. `batch` is a share of what peers train on in a step: of each one's, or,
+    in one process, of all of theirs. Rounds hold equally many tokens.
+    """
 
     name: str
     sites: tuple[int, ...] = ()  # sizes; empty: one process in place of peers
@@ -73,6 +75,7 @@ def contenders_of(num_peers: int) -> tuple[Contender, ...]:
         diloco,
         often,
         small,
+        Contender(name="diloco, batch/3", sites=alone, batch=Fraction(1, 3)),
         Contender(name="diloco, 2 early", sites=alone, early=2),
         Contender(name="diloco, momentum 0.6", sites=alone, outer=gentle),
         Contender(name="diloco, momentum 0.6, 8 early", sites=alone, early=8, outer=gentle),
@@ -107,14 +110,15 @@ def recipe(contender: Contender, setting: Setting, scale: Scale, text: str) -> C
     """The recipe of experiments.shakespeare with these changes."""
     samples_a_step = scale.batch_size * setting.num_peers
     num_rounds = max(1, round(setting.share * scale.steps / INNER_STEPS))
+    own_batch = max(1, round(contender.batch * scale.batch_size))
     one_batch = max(1, round(contender.batch * samples_a_step))
     tokens = num_rounds * INNER_STEPS * samples_a_step * scale.context
     if not contender.is_ours:  # whole steps
         tokens = max(1, round(tokens / (one_batch * scale.context))) * one_batch * scale.context
     changed: dict[str, Any] = {
         "tokens": tokens,
-        "batch_size": scale.batch_size if contender.is_ours else one_batch,
-        "inner_steps": INNER_STEPS,
+        "batch_size": own_batch if contender.is_ours else one_batch,
+        "inner_steps": round(INNER_STEPS * scale.batch_size / own_batch),
         "inner_lr": setting.inner_lr,
         "seed": setting.seed,
         "ahead": float(contender.early > 0),

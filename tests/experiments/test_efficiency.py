@@ -226,6 +226,14 @@ def test_all_contenders_train_on_as_many_tokens(num_peers: int) -> None:
     assert len({one.name for one in contenders_of(num_peers)}) == len(jobs)
 
 
+def test_a_round_holds_as_many_tokens_with_a_smaller_batch() -> None:
+    setting = Setting(contender="diloco, batch/3", num_peers=8, inner_lr=1e-3)
+    smaller = job_of(setting, Scale(), "t").training_config
+    usual = job_of(replace(setting, contender="diloco"), Scale(), "t").training_config
+    assert (smaller.batch_size, smaller.inner_steps) == (1, 75)
+    assert (usual.batch_size, usual.inner_steps) == (3, 25)
+
+
 @pytest.mark.parametrize(
     "name", ["twin", "diloco, 2 early", "two levels, every 5", "delayed, batch x5"]
 )
