@@ -110,9 +110,12 @@ def step_tokens(settings: dict[str, Any]) -> int:
 
 
 def write(
-    entries: Sequence[table.Entry], options: argparse.Namespace, settings: dict[str, Any]
+    entries: Sequence[table.Entry],
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    trained: dict[str, Any],
 ) -> None:
-    """Write what there is so far, and what follows from it."""
+    """Write what there is so far, and what follows from it; `trained`: where and how it was."""
     lines = wall.lines_of(options.measured)
     result = {
         "question": "What share of centralised training is the network worth?",
@@ -128,8 +131,7 @@ def write(
         ],
         "caveats": CAVEATS,
         "settings": settings,
-        "command": command_line(NAME, sys.argv[1:]),
-        "machine": machine.facts(),
+        **trained,
         "runs": entries,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +158,9 @@ def train_all(options: argparse.Namespace, settings: dict[str, Any]) -> list[dic
             entries.append(entry)
             loss = "diverged" if entry["loss"] is None else f"{entry['loss']:.4f}"
             progress.console.print(f"{told(setting)}: {loss} ({entry['seconds']:.0f} s)")
-            write(entries, options, settings)
+            arguments = [options.text.name if a == text else a for a in sys.argv[1:]]
+            trained = {"command": command_line(NAME, arguments), "machine": machine.facts()}
+            write(entries, options, settings, trained)
     return entries
 
 
@@ -173,9 +177,10 @@ def main() -> None:
     if options.report:
         if not options.out.exists():
             sys.exit(f"{options.out} is not there; run without --report first")
-        settings = json.loads(options.out.read_text())["settings"]
-        entries = known_in(options.out, settings)
-        write(entries, options, settings)
+        result = json.loads(options.out.read_text())
+        settings, entries = result["settings"], result["runs"]
+        trained = {key: result[key] for key in ("command", "machine")}
+        write(entries, options, settings, trained)
     else:
         entries = train_all(options, settings)
     lines = wall.lines_of(options.measured)

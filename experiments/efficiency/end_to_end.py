@@ -49,7 +49,10 @@ async def train_for_real(job: ComputeJob, text: Path) -> dict[str, Any]:
             )
             async with await Network.join([address], config=config) as network:
                 began = time.monotonic()
-                output = await network.result(await network.submit(job), scratch / "result")
+                job_id = await network.submit(job)
+                async for _ in network.watch(job_id):
+                    pass
+                output = await network.result(job_id, scratch / "result")
                 loss, _ = await asyncio.to_thread(held_out_loss, output.folder, text)
     return {
         "loss": loss,
