@@ -41,7 +41,7 @@ class Contender:
     sites: tuple[int, ...] = ()  # sizes; empty: one process in place of peers
     site_steps: int = 0
     early: int = 0  # steps of a round that come before the last mean is there
-    outer: dict[str, float] = field(default_factory=dict)  # other settings of `training`
+    outer: dict[str, float | bool] = field(default_factory=dict)  # other settings of `training`
     batch: Fraction = Fraction(1)
     is_delayed: bool = False  # each gradient is applied a step late
     shares: tuple[float, ...] = ()  # lengths beside the whole
@@ -68,7 +68,8 @@ def contenders_of(num_peers: int) -> tuple[Contender, ...]:
     every = Contender(name="two levels, every 5", sites=sites, site_steps=5)
     if num_peers == 24:
         return twin, often, diloco, small, every
-    gentle = {"outer_lr": 1.0, "outer_momentum": 0.6}
+    gentle: dict[str, float | bool] = {"outer_lr": 1.0, "outer_momentum": 0.6}
+    in_parts: dict[str, float | bool] = {"outer_momentum_spread": True}
     longer = (0.3, 2.0)
     return (
         twin,
@@ -77,6 +78,9 @@ def contenders_of(num_peers: int) -> tuple[Contender, ...]:
         small,
         Contender(name="diloco, batch/3", sites=alone, batch=Fraction(1, 3)),
         Contender(name="diloco, 2 early", sites=alone, early=2),
+        Contender(
+            name="diloco, momentum in equal parts, 8 early", sites=alone, early=8, outer=in_parts
+        ),
         Contender(name="diloco, momentum 0.6", sites=alone, outer=gentle),
         Contender(name="diloco, momentum 0.6, 8 early", sites=alone, early=8, outer=gentle),
         every,

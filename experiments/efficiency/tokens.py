@@ -38,8 +38,9 @@ class DelayedSession(TrainingSession):
         super().__init__(start)
         self._waiting_P: torch.Tensor | None = None
 
-    def step(self, slot: int, progress: float) -> None:
+    def step(self, slot: int, progress: float, drift: float = 0.0) -> None:
         """Compute a slot's gradient here, and step along that of the slot before."""
+        assert not drift, "there is no outer momentum here"
         loss = self._gradient.backward(self.read(slot), slot)
         fresh_P = self._flat.grad_P.clone()
         if self._waiting_P is not None:
