@@ -23,9 +23,9 @@ def main(bootstrap: str, seed: int, steps: int) -> None:
     inputs = torch.randn(2048, SIZE, generator=torch.Generator().manual_seed(7))
     targets = inputs[:, :8].sum(1, keepdim=True)
 
-    swarm = zoonet.Swarm.join(
-        run="looping", bootstrap=bootstrap, config=zoonet.SwarmConfig(inner_steps=40)
-    )
+    # Whoever is there first waits for another one, however long that takes to start.
+    config = zoonet.SwarmConfig(inner_steps=40, min_peers=2)
+    swarm = zoonet.Swarm.join(run="looping", bootstrap=bootstrap, config=config)
     with swarm:
         model, optimizer = swarm.prepare(model, optimizer)
         num_rounds = 0
