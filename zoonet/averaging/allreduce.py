@@ -107,7 +107,8 @@ class TreeAllReduce:
         self._lock = threading.Lock()
         self._reduction: Reduction | None = None
         self._wire = Wire(codec)
-        self._buffers = Buffers(num_parameters)
+        chunk_bytes = self._wire.max_bytes(chunk_values(num_parameters))
+        self._buffers = Buffers(num_parameters, 0 if codec.is_exact else chunk_bytes)
         self._payload: Payload | None = None
         self._feedback_P: Vector | None = None  # what this peer's payloads have left out
         self._feedback_lock = asyncio.Lock()
@@ -117,7 +118,6 @@ class TreeAllReduce:
         self._lateness = Lateness(4 * num_parameters)
         self._first_attempt = (b"", 0.0)  # that began with nothing: its round, and when
         self._links = LinkBook()
-        chunk_bytes = self._wire.max_bytes(chunk_values(num_parameters))
         commitment_bytes = DIGEST_BYTES * num_chunks(num_parameters)
         self._scratch = memoryview(bytearray(max(chunk_bytes, commitment_bytes)))
         self._mean_P: Vector | None = None

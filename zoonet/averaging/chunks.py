@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -52,6 +53,7 @@ class Header:
         return _LAYOUT.pack(self.kind, self.round_key, self.number, self.chunk, self.maker, bits)
 
 
+@lru_cache(maxsize=256)  # each is looked at when its payload begins and when it has come
 def decode_header(raw: bytes) -> Header:
     """Read a header. Raises ValueError for anything that is none."""
     if len(raw) != _LAYOUT.size:

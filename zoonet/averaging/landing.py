@@ -26,10 +26,12 @@ class Buffers:
     Fresh memory is dear: the kernel clears each page of it. Thread safe.
     """
 
-    def __init__(self, num_parameters: int) -> None:
+    def __init__(self, num_parameters: int, max_encoded_bytes: int = 0) -> None:
         self._num_values = chunk_values(num_parameters)
         self._max_kept = max(1, num_parameters // self._num_values // KEPT_SHARE)
         self._spare: list[Vector] = []
+        self._encoded_bytes = max_encoded_bytes  # of a chunk, with a lossy codec
+        self._spare_encoded: list[memoryview] = []
 
     def take(self, size: int) -> Vector:
         """A buffer of so many values, at most a chunk; they may be anything."""
@@ -48,9 +50,24 @@ class Buffers:
         if whole.size == self._num_values:
             self._spare.append(whole)
 
+    def take_encoded(self, num_bytes: int) -> memoryview:
+        """Memory for a chunk as a lossy codec sends it."""
+        try:
+            whole = self._spare_encoded.pop()
+        except IndexError:
+            whole = fresh_memory(max(self._encoded_bytes, num_bytes))
+        return whole[:num_bytes] if num_bytes <= len(whole) else fresh_memory(num_bytes)
+
+    def give_back_encoded(self, payload: memoryview) -> None:
+        """Let what `take_encoded` returned be used for another chunk; nobody may look at it."""
+        whole = memoryview(payload.obj)
+        if len(whole) == self._encoded_bytes:
+            self._spare_encoded.append(whole)
+
     def settle(self) -> None:
         """Keep a few for the next round."""
         del self._spare[self._max_kept :]
+        del self._spare_encoded[self._max_kept :]
 
 
 class Landing:
@@ -98,8 +115,10 @@ class Landing:
             return None
         if header.kind == Kind.MEAN:
             place = self.raw_target(header.chunk)[:num_bytes]
-        elif header.kind == Kind.COMMITMENT or not self._wire.is_exact:
+        elif header.kind == Kind.COMMITMENT:
             place = fresh_memory(num_bytes)
+        elif not self._wire.is_exact:
+            place = self._buffers.take_encoded(num_bytes)
         else:
             place = self._buffers.take(num_bytes // 4).view(np.uint8).data
         self._under_way[key] = place

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -31,12 +32,13 @@ class Payload:
     def __init__(
         self,
         chunks: list[memoryview],
+        digests: bytes,
         *,
         codec: Codec,
         values_P: Vector,
         feedback_P: Vector | None = None,
     ) -> None:
-        self.digests = b"".join(blake3(chunk).digest() for chunk in chunks)
+        self.digests = digests
         self._chunks: list[memoryview | None] = list(chunks)
         self._codec = codec
         self._values_P = values_P
@@ -115,26 +117,45 @@ def make_payload(
     what is left then, if the payload counts, and until then neither vector may change. Raises
     ValueError for values that cannot be encoded.
     """
-    numbers = range(num_chunks(values_P.size))
-    bounds = [chunk_bounds(values_P.size, number) for number in numbers]
-    if codec.is_exact:
+    bounds = [chunk_bounds(values_P.size, number) for number in range(num_chunks(values_P.size))]
+    made = (
+        _as_they_are(values_P, bounds, shared)
+        if codec.is_exact
+        else _encoded(values_P, codec, feedback_P, bounds)
+    )
+    chunks, digests = [], []
+    for chunk in made:  # each is hashed while it is still in the core's cache
+        chunks.append(chunk)
+        digests.append(blake3(chunk).digest())
+    return Payload(chunks, b"".join(digests), codec=codec, values_P=values_P, feedback_P=feedback_P)
+
+
+def _as_they_are(
+    values_P: Vector, bounds: list[tuple[int, int]], shared: memoryview | None
+) -> Iterator[memoryview]:
+    """Chunks of an exact codec: pieces of the vector, or of its copy in shared memory."""
+    sent_P = values_P if shared is None else np.frombuffer(shared, np.float32)
+    raw = sent_P.view(np.uint8).data
+    for start, stop in bounds:
         if shared is not None:
-            copy_P = np.frombuffer(shared, np.float32)
-            np.copyto(copy_P, values_P)
-            values_P = copy_P
-        raw = values_P.view(np.uint8).data
-        chunks = [raw[4 * start : 4 * stop] for start, stop in bounds]
-        return Payload(chunks, codec=codec, values_P=values_P, feedback_P=feedback_P)
-    chunks = []
+            np.copyto(sent_P[start:stop], values_P[start:stop])
+        yield raw[4 * start : 4 * stop]
+
+
+def _encoded(
+    values_P: Vector, codec: Codec, feedback_P: Vector | None, bounds: list[tuple[int, int]]
+) -> Iterator[memoryview]:
+    """Chunks of a lossy codec. Raises ValueError for values that cannot be encoded."""
     num_together = -(-len(bounds) // MAX_MAPPINGS)
+    scratch = np.empty(chunk_values(values_P.size), np.float32)
     for number, (start, stop) in enumerate(bounds):
         if number % num_together == 0:  # memory that goes back to the system with its last chunk
             later = bounds[number : number + num_together]
             room = fresh_memory(sum(codec.max_bytes(until - since) for since, until in later))
-        length = codec.encode(_wanted(values_P, feedback_P, start, stop), room)
-        chunks.append(room[:length])
+        wanted_N = _wanted(values_P, feedback_P, start, stop, scratch[: stop - start])
+        length = codec.encode(wanted_N, room)
+        yield room[:length]
         room = room[length:]
-    return Payload(chunks, codec=codec, values_P=values_P, feedback_P=feedback_P)
 
 
 def room_for(codec: Codec, num_values: int) -> memoryview:
@@ -158,7 +179,13 @@ def fresh_memory(num_bytes: int) -> memoryview:
     return memoryview(bytearray(num_bytes))
 
 
-def _wanted(values_P: Vector, feedback_P: Vector | None, start: int, stop: int) -> Vector:
+def _wanted(
+    values_P: Vector,
+    feedback_P: Vector | None,
+    start: int,
+    stop: int,
+    out_N: Vector | None = None,
+) -> Vector:
     """What a chunk should say: its values, and what was left out before."""
     before_N = np.float32(0) if feedback_P is None else feedback_P[start:stop]
-    return np.add(values_P[start:stop], before_N)
+    return np.add(values_P[start:stop], before_N, out=out_N)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from blake3 import blake3
 
 from zoonet.averaging.admission import Admission, require_size, would_hold
 from zoonet.averaging.chunks import (
@@ -26,9 +25,9 @@ from zoonet.averaging.chunks import (
     bits_of,
     decode_header,
     indices_of,
-    root_of,
 )
 from zoonet.averaging.held import Chunk, Part
+from zoonet.averaging.inspection import Inspection
 from zoonet.averaging.landing import Buffers, Landing
 from zoonet.averaging.messages import Attempt
 from zoonet.averaging.payload import Payload
@@ -105,11 +104,11 @@ class Reduction:
             self._indices[PeerId(share.peer)]: count(share.slots)
             for share in (*attempt.contributions, *attempt.former)
         }
-        self._roots = {
+        roots = {
             self._indices[PeerId(share.peer)]: root
             for share, root in zip(attempt.contributions, attempt.roots, strict=True)
         }
-        self._commitments: dict[int, bytes] = {}
+        self._inspection = Inspection(self.peers, roots, wire, buffers)
         self._committed_to: set[int] = set()  # who has this peer's own
         # how often each has said that it has sent all it can for now, and lacks what others bring
         self._num_waits: Counter[int] = Counter()
@@ -278,7 +277,7 @@ class Reduction:
             chunk = self._chunks[header.chunk]
             if self._is_over or not self._admission.is_wanted(chunk, sender, header):
                 return self._landing.nowhere(num_bytes)
-            if header.kind == Kind.PART and sender not in self._commitments:
+            if header.kind == Kind.PART and sender not in self._inspection.commitments:
                 return None  # it comes over another connection
             return self._land(sender, header, num_bytes)
 
@@ -296,8 +295,10 @@ class Reduction:
         if landed is None:
             return  # it went where nobody looks
         try:
-            self._check(sender, header, landed)
-            values = self._values_in(sender, header, landed)
+            self._inspection.check(sender, header, landed)
+            is_chunk = header.kind != Kind.COMMITMENT
+            size = self._size_of(header.chunk) if is_chunk else 0
+            values = self._inspection.values_in(sender, header, landed, size)
             with self._lock:
                 self._keep(sender, header, landed, values)
         except InvalidPart:
@@ -309,38 +310,6 @@ class Reduction:
         if header.kind != Kind.COMMITMENT:
             self._advance(header.chunk)
 
-    def _check(self, sender: int, header: Header, landed: memoryview) -> None:
-        peer = self.peers[sender]
-        if header.kind == Kind.COMMITMENT:
-            if root_of(bytes(landed)) != self._roots.get(sender):
-                raise InvalidPart(peer, "digests that are not what it has committed to")
-        elif header.kind == Kind.PART:
-            at = DIGEST_BYTES * header.chunk
-            expected = self._commitments[sender][at : at + DIGEST_BYTES]
-            if blake3(landed).digest() != expected:
-                raise InvalidPart(peer, "a chunk that is not what it has committed to")
-
-    def _values_in(self, sender: int, header: Header, landed: memoryview) -> Values:
-        """What a payload says: a mean's values, others as they are sent. Raises InvalidPart."""
-        if header.kind == Kind.COMMITMENT:
-            return landed
-        if self._wire.is_exact:
-            values_N = np.frombuffer(landed, np.float32)
-            # A part that is not finite shows in the sum.
-            if header.kind != Kind.PART and not is_finite(values_N):
-                raise InvalidPart(self.peers[sender], "non-finite values")
-            return values_N
-        values_N = self._buffers.take(self._size_of(header.chunk))
-        try:
-            self._wire.codec.decode(landed, values_N)
-        except ValueError as error:
-            self._buffers.give_back(values_N)
-            raise InvalidPart(self.peers[sender], f"a malformed payload: {error}") from error
-        if header.kind == Kind.MEAN:
-            return values_N
-        self._buffers.give_back(values_N)  # decoded once more where it is added up
-        return landed
-
     def _refuse(self, sender: int) -> None:
         with self._lock:
             self.refused.add(self.peers[sender])
@@ -348,7 +317,7 @@ class Reduction:
 
     def _keep(self, sender: int, header: Header, landed: memoryview, values: Values) -> None:
         if header.kind == Kind.COMMITMENT:
-            self._commitments[sender] = bytes(landed)
+            self._inspection.commitments[sender] = bytes(landed)
             return
         chunk = self._chunks[header.chunk]
         if header.kind == Kind.MEAN:
@@ -441,13 +410,19 @@ class Reduction:
         for part in parts:
             bits |= part.bits
         for source, part in chunk.parts.items():
-            if source != self._me and not isinstance(part.values, memoryview):
-                self._buffers.give_back(part.values)
+            if source != self._me:
+                self._give_back(part.values, raw)
         chunk.parts.clear()
         if chunk.role.parent is None:
             self._take_mean(number, chunk, out_N, raw, self._me, bits)
         else:
             chunk.sum, chunk.sum_raw = Part(out_N if self._wire.is_exact else raw, bits), raw
+
+    def _give_back(self, values: Values, raw: memoryview) -> None:
+        if not isinstance(values, memoryview):
+            self._buffers.give_back(values)
+        elif values is not raw:  # a single part goes on as it came
+            self._buffers.give_back_encoded(values)
 
     def _drop_non_finite(self, chunk: Chunk) -> list[int]:
         guilty = [source for source, part in chunk.parts.items() if not part.is_finite]
