@@ -148,7 +148,7 @@ def descendants(child: Child) -> dict[str, psutil.Process]:
 
 async def gone(*processes: psutil.Process) -> bool:
     """Tell whether all of them have ended within a minute."""
-    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=60)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, processes, timeout=240)
     return not alive
 
 

@@ -172,7 +172,7 @@ def test_ctrl_c_in_the_middle_of_a_demo_leaves_nothing_behind(tmp_path: Path) ->
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="z-") as scratch:
         with demo_until("submitted job", tmp_path / "out", scratch) as demo:
             demo.send_signal(signal.SIGINT)
-            assert demo.wait(timeout=60) == 130
+            assert demo.wait(timeout=240) == 130
         assert traces(Path(scratch)) == []
 
 

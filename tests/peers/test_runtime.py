@@ -53,7 +53,7 @@ def start_role(goodbye: str = "pass") -> subprocess.Popen[str]:
 def test_a_signal_lets_the_role_close_and_shows_in_the_exit_code(number: signal.Signals) -> None:
     role = start_role()
     role.send_signal(number)
-    output, _ = role.communicate(timeout=60)
+    output, _ = role.communicate(timeout=240)
     assert output == "closed\n"
     assert role.returncode == 128 + number
 
@@ -64,7 +64,7 @@ def test_a_second_signal_ends_a_role_that_does_not_close() -> None:
     assert role.stdout is not None
     assert role.stdout.readline() == "closing\n"
     role.send_signal(signal.SIGINT)
-    output, _ = role.communicate(timeout=60)
+    output, _ = role.communicate(timeout=240)
     assert (output, role.returncode) == ("", 130)
 
 

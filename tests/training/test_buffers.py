@@ -21,7 +21,7 @@ def test_another_process_reads_and_writes_the_same_vectors() -> None:
     with SharedBuffers.create(5) as buffers:
         buffers.global_P[:] = [1, 2, 3, 4, 5]
         command = [sys.executable, "-c", CHILD, str(buffers.fd)]
-        subprocess.run(command, pass_fds=[buffers.fd], check=True, timeout=60)
+        subprocess.run(command, pass_fds=[buffers.fd], check=True, timeout=240)
         assert buffers.local_P.tolist() == [2, 4, 6, 8, 10]
         assert buffers.inner_N.tolist() == [0] * 10 + [7]
 

@@ -86,7 +86,7 @@ async def test_a_loop_that_is_killed_and_comes_back_costs_nothing_but_its_time(
             await bob.until_rounds(3)
             family = psutil.Process(bob.process.pid).children(recursive=True)
             bob.process.send_signal(signal.SIGKILL)
-            await asyncio.to_thread(psutil.wait_procs, family, timeout=30)
+            await asyncio.to_thread(psutil.wait_procs, family, timeout=120)
             assert not any(process.is_running() for process in family)
             again = start("again", address, 3)
             ends = [await ada.ended(), await again.ended()]
