@@ -37,9 +37,9 @@ class PacedSession(TrainingSession):
         super().__init__(start)
         self._accelerator = accelerator
 
-    def step(self, slot: int, progress: float) -> None:
+    def step(self, slot: int, progress: float, drift: float = 0.0) -> None:
         with self._accelerator.step():
-            super().step(slot, progress)
+            super().step(slot, progress, drift)
 
 
 class PacedTrainer(TrainerProcess):

@@ -12,7 +12,7 @@ import pytest
 from zoonet.training import bit_identity
 
 NUMPY_FEATURES = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
-EXPECTED = "db3ea27fbef09056149d2034501233e8cd56de685c08fe136be046819c662e51"
+EXPECTED = "25b486ed7b9cf6bbddff0c7c5c11670a733fb0a164546f2a7851e90590b133ba"
 
 
 @pytest.mark.parametrize(
