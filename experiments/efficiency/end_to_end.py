@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,12 +19,10 @@ from typing import Any
 from experiments import machine
 from experiments.efficiency.contenders import Contender, Scale, Setting, recipe
 from experiments.efficiency.tokens import course
-from experiments.shakespeare.__main__ import LOOPBACK, NUM_PEERS, shares, start_swarm
 from experiments.shakespeare.evaluate import held_out_loss
+from experiments.shakespeare.swarm import NUM_PEERS, peers_on_loopback, shares
 from experiments.testbed.results import RESULTS
 from peers import runtime
-from peers.processes import Family
-from zoonet.client import EntryConfig, Network
 from zoonet.config import ComputeJob, PeersConfig
 
 
@@ -40,20 +37,13 @@ def job_of(text: Path, scale: Scale) -> ComputeJob:
 
 async def train_for_real(job: ComputeJob, text: Path) -> dict[str, Any]:
     """Train a job with real peers; return what came of it."""
-    with tempfile.TemporaryDirectory(prefix="zoonet-efficiency-") as folder:
-        scratch = Path(folder)
-        async with Family(scratch).keep() as family:
-            address = await start_swarm(family, scratch)
-            config = EntryConfig(
-                folder=scratch / "client", listen=(LOOPBACK,), is_lan_enabled=False
-            )
-            async with await Network.join([address], config=config) as network:
-                began = time.monotonic()
-                job_id = await network.submit(job)
-                async for _ in network.watch(job_id):
-                    pass
-                output = await network.result(job_id, scratch / "result")
-                loss, _ = await asyncio.to_thread(held_out_loss, output.folder, text)
+    async with peers_on_loopback() as (network, scratch):
+        began = time.monotonic()
+        job_id = await network.submit(job)
+        async for _ in network.watch(job_id):
+            pass
+        output = await network.result(job_id, scratch / "result")
+        loss, _ = await asyncio.to_thread(held_out_loss, output.folder, text)
     return {
         "loss": loss,
         "num_rounds": output.num_rounds,

@@ -9,10 +9,11 @@ import asyncio
 from typing import Any
 
 import torch
-from hivemind import DHT, DecentralizedAverager
+from hivemind import DecentralizedAverager
 
 from experiments.joiner.download import Download, is_joiner, state_of
 from experiments.testbed.contenders.base import Hello, Stage
+from experiments.testbed.contenders.hivemind_dht import HivemindDht
 from zoonet.exact import Vector
 
 LOAD_S = 200.0
@@ -23,32 +24,18 @@ class HivemindState:
 
     def __init__(self, stage: Stage, variant: str) -> None:
         self._stage = stage
-        self._dht: DHT | None = None
+        self._dht = HivemindDht(stage)
         self._averager: DecentralizedAverager | None = None
         self._download: Download
 
     async def start(self) -> Hello:
-        # It forks, and must do so before this process has threads: nothing here may be in one.
-        if self._stage.peer != 0:
-            return {}
-        self._dht = self._join([])
-        return {"addresses": [str(address) for address in self._dht.get_visible_maddrs()]}
-
-    def _join(self, initial_peers: list[str]) -> DHT:
-        return DHT(
-            initial_peers=initial_peers,
-            start=True,
-            host_maddrs=[f"/ip4/{self._stage.address}/tcp/0"],
-            startup_timeout=120.0,
-        )
+        return self._dht.start()
 
     async def connect(self, hellos: list[Hello]) -> None:
-        if self._dht is None:
-            self._dht = self._join(hellos[0]["addresses"])
         state_S = state_of(self._stage)
         self._averager = DecentralizedAverager(
             [torch.zeros(len(state_S)) if is_joiner(self._stage) else torch.from_numpy(state_S)],
-            self._dht,
+            self._dht.join(hellos),
             start=True,
             prefix="joiner",
             allow_state_sharing=not is_joiner(self._stage),
@@ -74,5 +61,4 @@ class HivemindState:
     async def close(self) -> None:
         if self._averager is not None:
             self._averager.shutdown()
-        if self._dht is not None:
-            self._dht.shutdown()
+        self._dht.close()

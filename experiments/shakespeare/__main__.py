@@ -15,7 +15,6 @@ import asyncio
 import json
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -25,13 +24,11 @@ from rich.table import Table
 
 from experiments import machine
 from experiments.shakespeare.evaluate import held_out_loss
+from experiments.shakespeare.swarm import NUM_PEERS, peers_on_loopback, shares
 from peers import runtime
-from peers.processes import Family
-from zoonet.client import EntryConfig, JobOutput, Network
+from zoonet.client import Network
 from zoonet.config import ComputeJob
 
-LOOPBACK: Final = "/ip4/127.0.0.1/tcp/0"
-NUM_PEERS: Final = 4
 TRAINING: Final = {
     "tokens": 1_536_000,
     "batch_size": 3,
@@ -66,30 +63,8 @@ def job_of(text: Path, seed: int) -> ComputeJob:
 
 async def run_seeds(text: Path, seeds: list[int]) -> list[dict[str, Any]]:
     """One swarm of real processes trains one job for each seed, one after the other."""
-    with tempfile.TemporaryDirectory(prefix="zoonet-shakespeare-") as folder:
-        scratch = Path(folder)
-        async with Family(scratch).keep() as family:
-            address = await start_swarm(family, scratch)
-            config = EntryConfig(
-                folder=scratch / "client", listen=(LOOPBACK,), is_lan_enabled=False
-            )
-            async with await Network.join([address], config=config) as network:
-                return [await run_seed(network, text, seed, scratch) for seed in seeds]
-
-
-async def start_swarm(family: Family, scratch: Path) -> str:
-    """Start a bootstrap and the peers; return the bootstrap's address."""
-    bootstrap = await family.start(
-        "bootstrap",
-        ["bootstrap", "--json", "--home", str(scratch / "bootstrap"), "--listen", LOOPBACK],
-    )
-    address = str((await family.first_line(bootstrap))["addresses"][0])
-    for number in range(1, NUM_PEERS + 1):
-        name = f"peer-{number}"
-        home = str(scratch / name)
-        where = ["--join", address, "--home", home, "--listen", LOOPBACK, "--no-lan"]
-        await family.start(name, ["peer", *where, "--name", name])
-    return address
+    async with peers_on_loopback() as (network, scratch):
+        return [await run_seed(network, text, seed, scratch) for seed in seeds]
 
 
 async def run_seed(network: Network, text: Path, seed: int, scratch: Path) -> dict[str, Any]:
@@ -116,14 +91,6 @@ async def run_seed(network: Network, text: Path, seed: int, scratch: Path) -> di
         "shares": shares(output),
         "wall_s": round(time.monotonic() - started, 1),
         "losses_by_round": losses,
-    }
-
-
-def shares(output: JobOutput) -> dict[str, float]:
-    """Each peer's part of the certified tokens."""
-    return {
-        contribution.name or contribution.peer_id: contribution.num_tokens / output.num_tokens
-        for contribution in output.contributions
     }
 
 

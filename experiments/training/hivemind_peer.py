@@ -12,6 +12,7 @@ from typing import Any, Final
 from hivemind import DHT
 
 from experiments.testbed.contenders.base import Hello, Stage
+from experiments.testbed.contenders.hivemind_dht import HivemindDht
 from experiments.training.accelerator import Accelerator
 from experiments.training.job import Job
 
@@ -26,7 +27,7 @@ class HivemindPeer:
         self.variant = variant
         self.job = Job.read(Path(stage.options["job"]))
         self.accelerator = Accelerator(stage.options["step_s"][stage.peer])
-        self.dht: DHT | None = None
+        self.dht = HivemindDht(stage)
         self.num_failed = 0  # rounds whose averaging did not work here
         self._phases: list[tuple[float, str]] = []
         self._rounds: list[dict[str, Any]] = []
@@ -34,26 +35,12 @@ class HivemindPeer:
         self._failure: BaseException | None = None
 
     async def start(self) -> Hello:
-        # It forks, and must do so before this process has threads: nothing here may be in one.
-        if self.stage.peer != 0:
-            return {}
-        self.dht = self._join([])
-        return {"addresses": [str(address) for address in self.dht.get_visible_maddrs()]}
-
-    def _join(self, initial_peers: list[str]) -> DHT:
-        return DHT(
-            initial_peers=initial_peers,
-            start=True,
-            host_maddrs=[f"/ip4/{self.stage.address}/tcp/0"],
-            startup_timeout=120.0,
-        )
+        return self.dht.start()
 
     async def connect(self, hellos: list[Hello]) -> None:
         if self._is_built:
             return
-        if self.dht is None:
-            self.dht = self._join(hellos[0]["addresses"])
-        self.build(self.dht)
+        self.build(self.dht.join(hellos))
         self._is_built = True
 
     def build(self, dht: DHT) -> None:
@@ -111,5 +98,4 @@ class HivemindPeer:
     async def close(self) -> None:
         if self._is_built:
             await asyncio.to_thread(self.shut_down)
-        if self.dht is not None:
-            self.dht.shutdown()
+        self.dht.close()

@@ -13,26 +13,27 @@ from zoonet.averaging.lateness import STALLED_S
 from zoonet.crypto import PeerId
 from zoonet.testing import run
 from zoonet.transport import Buffer, LaneEnded, StreamLanes
-from zoonet.transport.stream_lanes import StreamLane
+from zoonet.transport.stream_lanes import StreamLane, protocol_of
 
 NAMES = ("ada", "bob", "cyd", "dan")
 WITHHELD = 12  # a chunk that ada averages
 
 
+class WithholdingLane(StreamLane):
+    """A lane over which one part never leaves; everything else does."""
+
+    def post(self, header: bytes, payload: Buffer) -> None:
+        parsed = decode_header(header)
+        if (parsed.kind, parsed.chunk) != (Kind.PART, WITHHELD):
+            super().post(header, payload)
+
+
 class Withholding(StreamLanes):
-    """Lanes over which one part never leaves; everything else does."""
+    """Opens such lanes only."""
 
     async def open(self, peer_id: PeerId, channel: str, on_end: LaneEnded) -> StreamLane:
-        lane = await super().open(peer_id, channel, on_end)
-        post = lane.post
-
-        def post_most(header: bytes, payload: Buffer) -> None:
-            parsed = decode_header(header)
-            if (parsed.kind, parsed.chunk) != (Kind.PART, WITHHELD):
-                post(header, payload)
-
-        lane.post = post_most  # type: ignore[method-assign]
-        return lane
+        stream = await self._transport.open(peer_id, protocol_of(channel))
+        return WithholdingLane(stream, on_end)
 
 
 def test_it_is_named_after_seconds_though_nothing_is_usual_yet() -> None:

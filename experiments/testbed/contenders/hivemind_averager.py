@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from hivemind import DHT, DecentralizedAverager
+from hivemind import DecentralizedAverager
 from hivemind.averaging.control import AveragingStage
 
 from experiments.testbed import vectors
 from experiments.testbed.contenders.base import Hello, Stage
+from experiments.testbed.contenders.hivemind_dht import HivemindDht
 from zoonet.exact import Vector
 
 GROUP_FOUND_S: Final = 60.0
@@ -42,35 +43,21 @@ class Hivemind:
     def __init__(self, stage: Stage, variant: str) -> None:
         self._stage = stage
         self._is_tuned = variant != "default"
-        self._dht: DHT | None = None
+        self._dht = HivemindDht(stage)
         self._averager: DecentralizedAverager | None = None
         self._step: Any = None
         self._mean_P = np.zeros(0, np.float32)
 
     async def start(self) -> Hello:
-        # It forks, and must do so before this process has threads: nothing here may be in one.
-        if self._stage.peer != 0:
-            return {}
-        self._dht = self._join([])
-        return {"addresses": [str(address) for address in self._dht.get_visible_maddrs()]}
-
-    def _join(self, initial_peers: list[str]) -> DHT:
-        return DHT(
-            initial_peers=initial_peers,
-            start=True,
-            host_maddrs=[f"/ip4/{self._stage.address}/tcp/0"],
-            startup_timeout=120.0,
-        )
+        return self._dht.start()
 
     async def connect(self, hellos: list[Hello]) -> None:
-        if self._dht is None:
-            self._dht = self._join(hellos[0]["addresses"])
         everyone = self._stage.num_peers
         sizes = {"target_group_size": everyone, "min_group_size": everyone}
         options = TUNED | sizes | self._stage.options.get("hivemind", {}) if self._is_tuned else {}
         self._averager = DecentralizedAverager(
             [torch.zeros(self._stage.num_values)],
-            self._dht,
+            self._dht.join(hellos),
             start=True,
             prefix="benchmark",
             shutdown_timeout=2.0,
@@ -109,5 +96,4 @@ class Hivemind:
     async def close(self) -> None:
         if self._averager is not None:
             self._averager.shutdown()
-        if self._dht is not None:
-            self._dht.shutdown()
+        self._dht.close()
