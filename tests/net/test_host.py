@@ -391,6 +391,37 @@ def test_five_daemons_exchange_megabytes_announcements_and_records(base: Path) -
     run(story())
 
 
+def test_dropping_a_stream_does_not_wait_for_a_peer_that_reads_nothing(base: Path) -> None:
+    async def story() -> None:
+        reading = asyncio.Event()
+
+        async def read_nothing(stream: Stream) -> None:
+            await reading.wait()
+
+        async with swarm(base, "a", "b") as (a, b):
+            await b.transport.serve("deaf", read_nothing)
+            stream = await a.transport.open(b.peer_id, "deaf")
+            sending = asyncio.create_task(_send_for_ever(stream))
+            sent, before = 0, -1
+            while sent != before:  # until every buffer on the way is full
+                await asyncio.sleep(1.0)
+                sent, before = a.transport.sent_bytes, sent
+            sending.cancel()
+            await asyncio.wait({sending})
+            stream.abort()
+            async with asyncio.timeout(5):
+                with contextlib.suppress(OSError):
+                    await stream._writer.wait_closed()
+            reading.set()
+
+    run(story())
+
+
+async def _send_for_ever(stream: Stream) -> None:
+    while True:
+        await stream.send(bytes(1 << 20))
+
+
 def test_a_record_outlives_its_publisher_and_reaches_later_nodes(base: Path) -> None:
     async def story() -> None:
         async with open_host(base, "keeper") as keeper:

@@ -124,12 +124,12 @@ class Host:
             p2p = await stack.enter_async_context(_bindings(run_dir / CONTROL_SOCKET))
             host._dht = await RecordDHT.start(p2p, gate, is_client=config.is_client)
             stack.push_async_callback(host._dht.stop)
+            # The daemon ends by itself once the bindings close, before anyone has told it to.
+            stack.callback(scope.let_go)
             host.records = HostRecords(gate, host._dht, Gossip(control, gate, host.peer_id))
             await host._join_named_peers()
             scope.spawn(host._keep_up(), name="upkeep")
             log.info("open peer=%s listen=%s", short(host.peer_id), ",".join(config.listen))
-            # The daemon ends by itself once the bindings close, before anyone has told it to.
-            stack.callback(scope.let_go)
             yield host
 
     async def addresses(self) -> tuple[str, ...]:

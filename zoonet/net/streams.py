@@ -104,7 +104,7 @@ class HostStream:
     def abort(self) -> None:
         """Drop the stream and what is under way on it."""
         self._is_closed = True
-        self._writer.close()
+        self._writer.transport.abort()  # closing would wait for a peer that does not read
 
     async def close(self) -> None:
         if self._is_closed:
@@ -127,7 +127,7 @@ async def _let_leave(reader: Reader, writer: Writer) -> None:
     except FOREIGN_TYPES as error:
         log.debug("a stream broke while closing: %r", error)
     finally:
-        writer.close()
+        writer.transport.abort()
 
 
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
