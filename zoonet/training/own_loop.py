@@ -89,8 +89,10 @@ class OwnLoop:
 
     @asynccontextmanager
     async def open(self, buffers: SharedBuffers) -> AsyncIterator[Self]:
-        """Work on these buffers while the block runs."""
-        self._buffers = buffers
+        """Work on these buffers while the block runs; a later block may bring others."""
+        with self._changed:
+            self._buffers = buffers
+            self._must_be_fresh = True
         yield self
 
     # --- the network's side -------------------------------------------------------------------

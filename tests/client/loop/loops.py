@@ -73,10 +73,11 @@ def place_of(memory: MemorySwarm, identity: Identity) -> Place:
 
 
 class SlowToHear:
-    """A record store out of which no word of others' progress comes at first."""
+    """A record store out of which no record of a kind comes at first."""
 
-    def __init__(self, beneath: RecordStore, delay_s: float) -> None:
+    def __init__(self, beneath: RecordStore, delay_s: float, kind: type[Any]) -> None:
         self._beneath = beneath
+        self._kind = kind
         self._now = asyncio.get_running_loop().time
         self._hears_at = self._now() + delay_s
 
@@ -84,7 +85,7 @@ class SlowToHear:
         return getattr(self._beneath, name)
 
     async def fetch(self, key: str, body_type: type[Any]) -> list[Signed[Any]]:
-        if body_type is Progress and self._now() < self._hears_at:
+        if body_type is self._kind and self._now() < self._hears_at:
             return []
         return await self._beneath.fetch(key, body_type)
 
@@ -151,11 +152,12 @@ class LoopStory:
         step_s: float = 0.1,
         width: int = 8,
         hears_after_s: float = 0.0,
+        unheard: type[Any] = Progress,
         **settings: object,
     ) -> Looper:
         place = place_of(self.memory, identity_of(name))
         if hears_after_s:
-            place = replace(place, records=SlowToHear(place.records, hears_after_s))
+            place = replace(place, records=SlowToHear(place.records, hears_after_s, unheard))
         await place.exchange.serve()
         model = model_of(seed, width=width)
         vector = ModelVector(model)

@@ -10,6 +10,7 @@ import torch
 from tests.client.loop.loops import LoopStory, certified, loss_of, model_of
 from zoonet.client.loop.founding import SETTLE_S
 from zoonet.errors import ConfigError
+from zoonet.records import RunRecord
 from zoonet.testing import run
 
 torch.set_num_threads(1)
@@ -76,6 +77,42 @@ def test_who_founds_a_run_does_not_begin_without_others_of_whom_it_hears_late() 
             assert certified(looper) == list(range(48))
 
     run(story())
+
+
+def test_two_who_begin_apart_go_on_together_while_nothing_is_certified() -> None:
+    """The network keeps them apart for a while, and each one founds a run that two must come to."""
+
+    async def story() -> None:
+        told = LoopStory()
+        for seed, name in enumerate("ab"):
+            await told.add(name, seed=seed, hears_after_s=30.0, unheard=RunRecord, min_peers=2)
+        loopers = list(told.loopers.values())
+        await told.until(lambda: all(looper.part.chain is not None for looper in loopers))
+        assert len({looper.part.job_id for looper in loopers}) == 2
+        await told.finish()
+        assert len({looper.part.job_id for looper in loopers}) == 1
+        assert len({looper.theta() for looper in loopers}) == 1
+        assert certified(loopers[0]) == list(range(48))
+        assert all(looper.slots for looper in loopers)
+
+    run(story())
+
+
+def test_who_has_certified_work_stays_with_it_and_says_that_there_is_another_run(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def story() -> None:
+        told = LoopStory()
+        for seed, name in enumerate("ab"):
+            await told.add(name, seed=seed, hears_after_s=20.0, unheard=RunRecord, num_slots=600)
+        loopers = list(told.loopers.values())
+        await told.finish()
+        assert len({looper.part.job_id for looper in loopers}) == 2
+        assert all(certified(looper) == list(range(600)) for looper in loopers)
+
+    run(story())
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sum("another run=squares is under way, begun earlier" in text for text in warned) == 1
 
 
 def test_another_model_or_other_settings_are_refused_in_words() -> None:

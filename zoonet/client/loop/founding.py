@@ -3,7 +3,8 @@
 Whoever finds nobody there offers its own model's, waits until others can have seen that, and looks
 again. What somebody trains with already comes first, of mere offers the oldest, of equally old ones
 that with the lesser name. So whoever decides without having seen an offer has begun before that
-offer's author decides.
+offer's author decides. Where two have begun apart all the same, since the network kept them apart,
+the same order says who goes over to whom, as long as nothing of theirs is certified.
 
 P = flat parameters
 """
@@ -31,6 +32,7 @@ SETTLE_S: Final = 3.0  # for an offer to be seen by others who make one
 FRESH_S: Final = 10.0  # an offer that is younger may still be outdone
 LIFETIME_S: Final = 180.0
 RENEW_S: Final = 45.0
+LOOK_S: Final = 5.0  # between looks for another run of that name
 PATIENCE_S: Final = 60.0  # for the record store to answer
 RETRY_S: Final = 1.0
 
@@ -124,12 +126,43 @@ class Founding:
 
     async def keep_open(self, founded: Founded) -> None:
         """Say again and again that this peer takes part, until cancelled."""
+        is_told = False
         while True:
             await asyncio.sleep(RENEW_S)
             try:
                 await self._publish(founded.parameters_cid, founded.founded_at, is_begun=True)
+                offer = await self._best_offer()
             except TransportError as error:
                 log.info("run=%s not announced: %s", self._spec.run, error)
+                continue
+            if not is_told and offer is not None and _is_apart(offer, founded):
+                is_told = True
+                log.warning(
+                    "another run=%s is under way, begun earlier and apart from this one, with "
+                    "peer=%s in it: end this one and join again to take part in that",
+                    self._spec.run,
+                    short(offer.holders[0]),
+                )
+
+    async def outdone(self, founded: Founded, is_certified: Callable[[], bool]) -> Founded | None:
+        """Return the run to take part in instead, once there is one.
+
+        None when a round of this one is certified: from then on its peers stay with it.
+        """
+        while not is_certified():
+            await asyncio.sleep(LOOK_S)
+            try:
+                offer = await self._best_offer()
+                if offer is None or not _is_apart(offer, founded):
+                    continue
+                if (better := await self._taken(offer)) is not None:
+                    await self._say(offer.parameters_cid, offer.founded_at, is_begun=True)
+                    return better
+            except TransportError as error:
+                log.info("run=%s not looked for: %s", self._spec.run, error)
+                continue
+            self._is_unavailable.add(offer.parameters_cid)
+        return None
 
     async def others(self) -> frozenset[PeerId]:
         """Who else has come to this run by now: offered parameters, or taken some.
@@ -243,6 +276,10 @@ class Founding:
         log.info("run=%s job=%s parameters of peers=%s", self._spec.run, found, holders)
         others = frozenset(offer.holders) - {self._access.identity.peer_id}
         return Founded(found, offer.parameters_cid, offer.founded_at, initial_P, others)
+
+
+def _is_apart(offer: _Offer, founded: Founded) -> bool:
+    return offer.is_begun and offer.parameters_cid != founded.parameters_cid
 
 
 def _best(records: Iterable[Signed[RunRecord]]) -> _Offer | None:

@@ -27,6 +27,7 @@ from zoonet.training.buffers import SharedBuffers
 from zoonet.training.messages import StepDone
 from zoonet.training.own_loop import OwnLoop
 from zoonet.training.replica import Evaluation, ReplicaEvents, TrainingReplica
+from zoonet.transport import ServingScope, Transport
 
 MEET_S: Final = 10.0  # for those who were there before to be heard of
 LINGER_S: Final = 5.0  # after the end, for others who still lack the final state
@@ -61,20 +62,37 @@ class LoopRun:
         """
         founding = Founding(self._access, self._spec, self._own_P)
         try:
-            founded = await founding.settle()
-            self._own_P = founded.initial_P
-            self.job_id = founded.job_id
-            self._reporter = Reporter(self._access, founded.job_id, self.status, self._on_heard)
-            async with asyncio.TaskGroup() as tasks:
-                beside = (
-                    tasks.create_task(founding.keep_open(founded)),
-                    tasks.create_task(self._reporter.run()),
-                )
-                await self._take_part(founding, founded)
-                for task in beside:
-                    task.cancel()
+            founded: Founded | None = await founding.settle()
+            while founded is not None:
+                founded = await self._stay(founding, founded)
         finally:
             founding.close()
+
+    async def _stay(self, founding: Founding, founded: Founded) -> Founded | None:
+        """Take part in a run to its end (None), or until there is one to go over to."""
+        self._own_P = founded.initial_P
+        self.job_id = founded.job_id
+        self.chain = None
+        self._reporter = Reporter(self._access, founded.job_id, self.status, self._on_heard)
+        async with asyncio.TaskGroup() as tasks:
+            part = tasks.create_task(self._take_part(founding, founded))
+            looking = tasks.create_task(founding.outdone(founded, self._is_certified))
+            beside = (
+                tasks.create_task(founding.keep_open(founded)),
+                tasks.create_task(self._reporter.run()),
+            )
+            await asyncio.wait({part, looking}, return_when=asyncio.FIRST_COMPLETED)
+            better = None if part.done() else looking.result()
+            if better is None:
+                await asyncio.wait({part})
+            else:
+                log.info("job=%s is left for job=%s, begun before", self.job_id, better.job_id)
+            for task in (part, looking, *beside):
+                task.cancel()
+        return better
+
+    def _is_certified(self) -> bool:
+        return self.chain is not None and len(self.chain) > 0
 
     async def _take_part(self, founding: Founding, founded: Founded) -> None:
         async with self._replica_of(founded) as replica:
@@ -82,7 +100,7 @@ class LoopRun:
             try:
                 await self._play(founding, founded, replica)
             finally:
-                self._replica = None
+                self._replica = self._participant = None
 
     @asynccontextmanager
     async def _replica_of(self, founded: Founded) -> AsyncIterator[TrainingReplica]:
@@ -104,9 +122,10 @@ class LoopRun:
             await asyncio.to_thread(codec.prepare)  # compiles, in the middle of no round
         lanes, size = self._access.lanes, self._spec.num_parameters
         averager = TreeAllReduce(lanes, founded.job_id, size, codec=codec)
+        scope = ServingScope(self._access.transport)
         await averager.serve()
         try:
-            participant = self._participant_of(founded, replica, averager)
+            participant = self._participant_of(founded, replica, averager, scope)
             await participant.serve()
             self._participant, self.chain = participant, participant.chain
             await self._meet(founding, founded)
@@ -115,6 +134,7 @@ class LoopRun:
             await participant.run()
             await self._end(replica)
         finally:
+            await scope.end()
             await averager.close()
 
     async def _meet(self, founding: Founding, founded: Founded) -> None:
@@ -148,13 +168,17 @@ class LoopRun:
             await asyncio.sleep(LINGER_S)
 
     def _participant_of(
-        self, founded: Founded, replica: TrainingReplica, averager: TreeAllReduce
+        self,
+        founded: Founded,
+        replica: TrainingReplica,
+        averager: TreeAllReduce,
+        transport: Transport,
     ) -> Participant:
         config = self._spec.config
         return Participant(
             self._access.identity,
             self._access.clock,
-            self._access.transport,
+            transport,
             Chain(founded.job_id, self._spec.num_slots),
             replica,
             averager,
