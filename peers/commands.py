@@ -97,13 +97,19 @@ def submit_job(
 
 
 def fetch_result(
-    home: runtime.Home, join: Sequence[str], job: str, out: Path, *, as_json: bool
+    home: runtime.Home,
+    join: Sequence[str],
+    job: str,
+    out: Path,
+    *,
+    with_car: bool,
+    as_json: bool,
 ) -> None:
     """Write a finished job's model into a directory."""
 
     async def fetch() -> JobOutput:
         async with _visit(home, join) as network:
-            return await network.result(await network.find(job), out)
+            return await network.result(await network.find(job), out, with_car=with_car)
 
     output = runtime.run(fetch())
     if as_json:
@@ -113,6 +119,8 @@ def fetch_result(
     console.print(contribution_table(output.contributions))
     loss = f", held-out loss {output.eval_loss:.3f}" if output.eval_loss else ""
     print(f"{output.num_rounds} certified rounds{loss}\nwrote {output.model}")
+    if with_car:
+        print(f"wrote {output.car}; for IPFS: ipfs dag import {output.car}")
 
 
 def cancel_job(home: runtime.Home, join: Sequence[str], job: str) -> None:

@@ -51,10 +51,13 @@ def submit(*, file: Path, join: tuple[str, ...], **options: Any) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory to write the model to; made if missing.",
 )
+@click.option("--car", is_flag=True, help="Write model.car, too, for: ipfs dag import model.car")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 @joining
 @local
-def result(*, job: str, out: Path, as_json: bool, join: tuple[str, ...], **options: Any) -> None:
+def result(
+    *, job: str, out: Path, car: bool, as_json: bool, join: tuple[str, ...], **options: Any
+) -> None:
     """Fetch the model of a finished job from the peers that hold it, and check it.
 
     \b
@@ -63,7 +66,8 @@ def result(*, job: str, out: Path, as_json: bool, join: tuple[str, ...], **optio
     """
     from peers import commands
 
-    commands.fetch_result(start(options, verbosity=-1), join, job, out, as_json=as_json)
+    home = start(options, verbosity=-1)
+    commands.fetch_result(home, join, job, out, with_car=car, as_json=as_json)
 
 
 @click.command(cls=Command)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from zoonet.blocks import BlockExchange, MemoryBlockStore, cid_of, put_bytes, read_bytes
+from zoonet.blocks import BlockExchange, Codec, MemoryBlockStore, cid_of, put_bytes, read_bytes
 from zoonet.blocks.exchange import PROTOCOL, Want
 from zoonet.crypto import Identity, PeerId
 from zoonet.errors import (
@@ -211,11 +211,52 @@ def test_a_file_larger_than_allowed_is_refused_before_its_blocks_are_asked_for()
     run(story())
 
 
-def test_a_block_that_is_no_manifest_is_refused() -> None:
+def test_a_file_of_over_a_thousand_blocks_is_fetched_with_its_nodes() -> None:
+    async def story() -> None:
+        asker, *holders = await peers_of(MemorySwarm(), 3)
+        content = b"".join(number.to_bytes(4, "big") for number in range(1100))
+        for holder in holders:
+            cid = put_bytes(holder.store, content, block_bytes=4)
+        heard: list[tuple[int, int]] = []
+        await asker.exchange.fetch_file(
+            cid,
+            [holder.id for holder in holders],
+            on_progress=lambda done, total: heard.append((done, total)),
+        )
+        assert read_bytes(asker.store, cid) == content
+        assert heard[-1] == (4400, 4400)
+
+    run(story())
+
+
+def test_a_file_of_a_single_block_is_that_block() -> None:
     async def story() -> None:
         asker, holder = await peers_of(MemorySwarm(), 2)
-        with pytest.raises(ProtocolViolation, match="not a manifest"):
-            await asker.exchange.fetch_file(holder.store.put(b"text"), [holder.id])
+        cid = put_bytes(holder.store, b"text")
+        assert cid == cid_of(b"text")
+        await asker.exchange.fetch_file(cid, [holder.id])
+        assert read_bytes(asker.store, cid) == b"text"
+        with pytest.raises(ProtocolViolation, match="at most 3"):
+            await asker.exchange.fetch_file(cid, [holder.id], max_bytes=3)
+
+    run(story())
+
+
+@pytest.mark.parametrize("cid", ["", "../../etc/passwd", "bafyrei" + "a" * 52])
+def test_what_is_no_name_of_a_block_is_asked_of_nobody(cid: str) -> None:
+    async def story() -> None:
+        asker, holder = await peers_of(MemorySwarm(), 2)
+        with pytest.raises(ProtocolViolation, match="not the name of a block"):
+            await asker.exchange.fetch_file(cid, [holder.id])
+
+    run(story())
+
+
+def test_a_block_that_is_no_node_of_a_file_is_refused() -> None:
+    async def story() -> None:
+        asker, holder = await peers_of(MemorySwarm(), 2)
+        with pytest.raises(ProtocolViolation, match="not a node of a file"):
+            await asker.exchange.fetch_file(holder.store.put(b"text", Codec.DAG_PB), [holder.id])
 
     run(story())
 

@@ -1,16 +1,15 @@
-"""Files as manifests of blocks; strangers' manifests."""
+"""Files as trees of blocks; trees of strangers."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zoonet.blocks import (
+    Codec,
     MemoryBlockStore,
     blocks_of,
     cid_of,
@@ -20,7 +19,8 @@ from zoonet.blocks import (
     read_bytes,
     write_file,
 )
-from zoonet.blocks.manifest import decode, encode
+from zoonet.blocks.manifest import FILE_BLOCK_BYTES
+from zoonet.blocks.unixfs import WIDTH, Child, leaf, node_of
 from zoonet.errors import ProtocolViolation, ShardUnavailable, StorageError
 
 
@@ -29,53 +29,52 @@ def test_any_bytes_survive_any_cut(content: bytes, block_bytes: int) -> None:
     store = MemoryBlockStore()
     cid = put_bytes(store, content, block_bytes=block_bytes)
     assert read_bytes(store, cid) == content
-    assert decode(encode(manifest_of(store, cid))) == manifest_of(store, cid)
+    assert manifest_of(store, cid).size == len(content)
 
 
-@given(st.binary(max_size=400))
-def test_any_bytes_are_a_manifest_or_refused(raw: bytes) -> None:
-    with suppress(ProtocolViolation):
-        decode(raw)
+def test_a_file_of_over_a_thousand_blocks_survives() -> None:
+    store = MemoryBlockStore()
+    content = b"".join(number.to_bytes(4, "big") for number in range(2 * WIDTH + 1))
+    cid = put_bytes(store, content, block_bytes=4)
+    assert read_bytes(store, cid) == content
+    assert len(manifest_of(store, cid).nodes) == 3 + 1
 
 
-def test_a_refused_manifest_names_the_peer() -> None:
-    with pytest.raises(ProtocolViolation) as caught:
-        decode(b"junk", peer="culprit")
-    assert caught.value.peer == "culprit"
+def root_over(store: MemoryBlockStore, *parts: Child) -> str:
+    """Store a node over these parts of a file, whether or not ours would do so."""
+    return store.put(node_of(parts).block, Codec.DAG_PB)
 
 
-def wire(**changes: object) -> bytes:
-    fields = {
-        "kind": "manifest/1",
-        "size": 5,
-        "block_bytes": 4,
-        "cids": [cid_of(b"a"), cid_of(b"b")],
-    }
-    return msgspec.msgpack.encode(fields | changes)
+def test_trees_that_ours_would_not_make_are_refused() -> None:
+    store = MemoryBlockStore()
+    small, even, large = (leaf(bytes(size)) for size in (1, 4, 2 * FILE_BLOCK_BYTES))
+    assert store.put(bytes(4)) == even.cid
+    below = node_of((even, even))
+    store.put(below.block, Codec.DAG_PB)
+    deep = node_of((below.child, below.child))
+    store.put(deep.block, Codec.DAG_PB)
+    liar = Child(below.child.cid, 9, below.child.dag_bytes)
+    for parts, why in {
+        (even, small, even): "uneven",
+        (small, even): "last block is the largest",
+        (large, large): "uneven",
+        (even, below.child): "last block is the largest",  # on unequal levels
+        (below.child, even): "not a node of a file",
+        (below.child, below.child): "not laid out as ours",
+        (liar, liar): "not laid out as ours",
+        (deep.child, deep.child): "deeper than any",
+        (even,): "not laid out as ours",  # a node above a single leaf
+    }.items():
+        with pytest.raises(ProtocolViolation, match=why):
+            manifest_of(store, root_over(store, *parts))
 
 
-def test_the_unchanged_wire_form_is_accepted() -> None:
-    assert decode(wire()).size == 5
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"size": -1},
-        {"size": 9},
-        {"size": 1 << 60},
-        {"block_bytes": 0},
-        {"block_bytes": 1 << 40},
-        {"cids": [cid_of(b"a")]},
-        {"cids": ["../../etc/passwd", cid_of(b"b")]},
-        {"kind": "manifest/2"},
-        {"extra": 1},
-        {"size": "5"},
-    ],
-)
-def test_a_manifest_that_makes_no_sense_is_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ProtocolViolation, match="not a manifest"):
-        decode(wire(**changes))
+def test_a_node_of_more_parts_than_a_file_may_have_is_refused() -> None:
+    store = MemoryBlockStore()
+    piece = node_of([leaf(b"x")] * WIDTH)
+    store.put(piece.block, Codec.DAG_PB)
+    with pytest.raises(ProtocolViolation, match="a file of"):
+        manifest_of(store, root_over(store, *[piece.child] * 65))
 
 
 def test_a_file_goes_in_and_comes_out(tmp_path: Path) -> None:
@@ -98,9 +97,9 @@ def test_a_file_with_a_missing_block_is_not_written_at_all(tmp_path: Path) -> No
 
 def test_a_block_of_another_size_than_announced_is_refused() -> None:
     store = MemoryBlockStore()
-    raw = wire(cids=[store.put(b"12345678"), store.put(b"1")])
+    promised = Child(store.put(b"12345678"), 4, 4)
     with pytest.raises(ProtocolViolation, match="not as announced"):
-        read_bytes(store, store.put(raw))
+        read_bytes(store, root_over(store, promised, leaf(b"1")))
 
 
 def test_a_file_that_vanished_says_where_it_was(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.peers.real import ENDLESS, descendants, said, swarm_in
+from zoonet.blocks import MemoryBlockStore, put_bytes
 
 pytestmark = [pytest.mark.p2p, pytest.mark.slow]
 
@@ -60,13 +61,16 @@ async def test_a_job_outlives_its_submitter_and_the_bootstrap(scratch: Path) -> 
         assert {peer["name"] for peer in last["peers"]} == {"first", "second"}
 
         out = scratch / "model"
-        where = ("-o", str(out), "--json", "--join", entrance)
+        where = ("-o", str(out), "--car", "--json", "--join", entrance)
         result = await swarm.run("fetcher", "result", job_id[:6], *where)
         report = json.loads((out / "report.json").read_text())
         assert result.json == report
         assert {one["name"] for one in report["contributions"]} == {"first", "second"}
         assert min(one["num_rounds"] for one in report["contributions"]) >= 3
         assert report["eval_loss"] < np.log(256), "better than to guess among the bytes"
+        model = (out / "model.safetensors").read_bytes()
+        assert report["model_cid"] == put_bytes(MemoryBlockStore(), model)
+        assert (out / "model.car").read_bytes().endswith(model), "a single block"
         weights = load_file(out / "model.safetensors")
         assert sum(weight.size for weight in weights.values()) == report["num_parameters"]
 

@@ -1,6 +1,7 @@
-"""Content-addressed blocks: names, a local store, files as manifests, exchange between peers."""
+"""Content-addressed blocks: names, a local store, files made of them, exchange between peers."""
 
-from zoonet.blocks.cid import check, cid_of, is_cid
+from zoonet.blocks.car import write_car
+from zoonet.blocks.cid import Codec, check, cid_of, is_cid
 from zoonet.blocks.exchange import BlockExchange
 from zoonet.blocks.manifest import (
     MAX_FILE_BYTES,
@@ -27,6 +28,7 @@ __all__ = [
     "BlockExchange",
     "BlockStore",
     "Blocks",
+    "Codec",
     "Manifest",
     "MemoryBlockStore",
     "blocks_of",
@@ -39,5 +41,6 @@ __all__ = [
     "put_file",
     "read_blocks",
     "read_bytes",
+    "write_car",
     "write_file",
 ]

@@ -11,10 +11,11 @@ from typing import Final
 
 from msgspec import Struct, msgpack
 
-from zoonet.blocks.cid import check, is_cid
-from zoonet.blocks.manifest import MAX_FILE_BYTES, Manifest, decode
+from zoonet.blocks.cid import check, codec_of, is_cid
+from zoonet.blocks.manifest import MAX_FILE_BYTES, Manifest, manifest_of, nodes_below
 from zoonet.blocks.plan import FetchPlan
 from zoonet.blocks.store import MAX_BLOCK_BYTES, Blocks, call_store
+from zoonet.blocks.unixfs import MAX_NODE_BYTES
 from zoonet.crypto import PeerId, short
 from zoonet.errors import (
     DigestMismatch,
@@ -132,6 +133,8 @@ class BlockExchange:
         Raises ShardUnavailable where no holder has it, ProtocolViolation where it is larger than
         `max_bytes`, StorageError. Safe to cancel.
         """
+        if not is_cid(cid):
+            raise ProtocolViolation("", f"{cid[:80]!r} is not the name of a block")
         await self._fetch_missing((cid,), holders, max_bytes, lambda _: None)
         try:
             block = await call_store(self.store, self.store.get, cid)
@@ -144,7 +147,7 @@ class BlockExchange:
 
     async def fetch_file(
         self,
-        manifest_cid: str,
+        root_cid: str,
         holders: Sequence[PeerId],
         *,
         on_progress: OnProgress | None = None,
@@ -155,30 +158,41 @@ class BlockExchange:
 
         `on_progress(done_bytes, total_bytes)` is called after each block. The blocks are pinned
         for `owner`; without one, only until the call returns. Raises ShardUnavailable,
-        StorageError, or ProtocolViolation for a manifest that is malformed or names more than
+        StorageError, or ProtocolViolation for a file that is laid out otherwise or has more than
         `max_bytes`. Safe to cancel: blocks that arrived stay.
         """
-        manifest = decode(await self.fetch(manifest_cid, holders))
-        if manifest.size > max_bytes:
-            raise ProtocolViolation("", f"a file of {manifest.size} bytes, at most {max_bytes}")
-        sizes: Counter[str] = Counter()
-        for index, cid in enumerate(manifest.cids):
-            sizes[cid] += manifest.size_of(index)
-        done_bytes = sum(size for cid, size in sizes.items() if self.store.has(cid))
-
-        def arrived(cid: str) -> None:
-            nonlocal done_bytes
-            done_bytes += sizes[cid]
-            if on_progress is not None:
-                on_progress(done_bytes, manifest.size)
-
-        keeper = owner or f"fetch/{manifest_cid}"
-        self.store.pin(keeper, (manifest_cid, *manifest.cids))
+        keeper = owner or f"fetch/{root_cid}"
+        self.store.pin(keeper, (root_cid,))
         try:
+            manifest = await self._fetch_tree(root_cid, holders, keeper, max_bytes)
+            sizes: Counter[str] = Counter()
+            for index, cid in enumerate(manifest.cids):
+                sizes[cid] += manifest.size_of(index)
+            done_bytes = sum(size for cid, size in sizes.items() if self.store.has(cid))
+
+            def arrived(cid: str) -> None:
+                nonlocal done_bytes
+                done_bytes += sizes[cid]
+                if on_progress is not None:
+                    on_progress(done_bytes, manifest.size)
+
             await self._fetch_missing(sizes, holders, manifest.block_bytes, arrived)
         finally:
             if not owner:
                 self.store.unpin(keeper)
+        return manifest
+
+    async def _fetch_tree(
+        self, root_cid: str, holders: Sequence[PeerId], keeper: str, max_bytes: int
+    ) -> Manifest:
+        """Bring a file's nodes into the store, and pin all that they name."""
+        nodes = nodes_below(root_cid, await self.fetch(root_cid, holders))
+        self.store.pin(keeper, nodes)
+        await self._fetch_missing(nodes, holders, MAX_NODE_BYTES, lambda _: None)
+        manifest = await call_store(self.store, manifest_of, self.store, root_cid)
+        if manifest.size > max_bytes:
+            raise ProtocolViolation("", f"a file of {manifest.size} bytes, at most {max_bytes}")
+        self.store.pin(keeper, manifest.cids)
         return manifest
 
     async def _fetch_missing(
@@ -288,7 +302,7 @@ class _Fetch:
             raise
         store = self._exchange.store
         is_new = not store.has(cid)
-        await call_store(store, store.put, block)
+        await call_store(store, store.put, block, codec_of(cid))
         self._plan.arrived(cid, holder, loop.time())
         if is_new:
             self._on_block(cid)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, ParamSpec, Protocol, TypeVar
 
-from zoonet.blocks.cid import check, cid_of, is_cid
+from zoonet.blocks.cid import Codec, check, cid_of, is_cid
 from zoonet.blocks.ledger import Ledger
 from zoonet.errors import DigestMismatch, ShardUnavailable, StorageError
 from zoonet.transport import MAX_FRAME_BYTES
@@ -40,7 +40,7 @@ class Blocks(Protocol):
         """Bytes of all stored blocks."""
         ...
 
-    def put(self, block: bytes) -> str:
+    def put(self, block: bytes, codec: Codec = Codec.RAW) -> str:
         """Store a block and return its CID.
 
         Raises StorageError where the disk or the store's limit is full of pinned blocks.
@@ -96,9 +96,9 @@ class MemoryBlockStore:
     def size_bytes(self) -> int:
         return self._ledger.size_bytes
 
-    def put(self, block: bytes) -> str:
+    def put(self, block: bytes, codec: Codec = Codec.RAW) -> str:
         check_size(block)
-        cid = cid_of(block)
+        cid = cid_of(block, codec)
         with self._lock:
             if cid not in self._blocks:
                 for victim in self._ledger.reserve(len(block)):
@@ -171,9 +171,9 @@ class BlockStore:
     def size_bytes(self) -> int:
         return self._ledger.size_bytes
 
-    def put(self, block: bytes) -> str:
+    def put(self, block: bytes, codec: Codec = Codec.RAW) -> str:
         check_size(block)
-        cid = cid_of(block)
+        cid = cid_of(block, codec)
         with self._lock:
             if self.has(cid):
                 self._ledger.touch(cid)

@@ -198,14 +198,16 @@ class Network:
             raise JobEnded(job_id, view.phase, view.note)
         return view
 
-    async def result(self, job_id: str, out_dir: Path | str) -> JobOutput:
+    async def result(
+        self, job_id: str, out_dir: Path | str, *, with_car: bool = False
+    ) -> JobOutput:
         """Fetch a finished job's model from the peers that hold it, check it and write it.
 
         Writes model.safetensors, config.json, tokenizer.json, chain.msgpack and report.json into
-        `out_dir`. The model that most participants name is taken; where its chain of certified
-        rounds does not carry it, the next one. Raises ConfigError where there is no model yet,
-        ShardUnavailable where its holders are gone, ProtocolViolation where none is good,
-        StorageError.
+        `out_dir`, and model.car for IPFS where `with_car` says so. The model that most participants
+        name is taken; where its chain of certified rounds does not carry it, the next one. Raises
+        ConfigError where there is no model yet, ShardUnavailable where its holders are gone,
+        ProtocolViolation where none is good, StorageError.
         """
         view = await self._catalog.view(job_id)
         if not view.results:
@@ -219,7 +221,7 @@ class Network:
         failure: ProtocolViolation | ShardUnavailable | None = None
         for result in view.results:
             try:
-                return await fetcher.fetch(result, folder)
+                return await fetcher.fetch(result, folder, with_car=with_car)
             except (ProtocolViolation, ShardUnavailable) as error:
                 holders = ",".join(short(holder) for holder in result.holders)
                 log.warning("result not usable job=%s holders=%s: %s", job_id, holders, error)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from zoonet.averaging import Certificate, Chain, credits
-from zoonet.blocks import BlockExchange, Blocks, call_store, read_bytes, write_file
+from zoonet.blocks import BlockExchange, Blocks, call_store, read_bytes, write_car, write_file
 from zoonet.blocks.store import storage_error, write_durably
 from zoonet.config import PreparedJob, decode, num_slots, tokens_per_slot
 from zoonet.config.prepared import MAX_SPEC_BYTES
@@ -71,6 +71,11 @@ class JobOutput:
         return self.folder / "chain.msgpack"
 
     @property
+    def car(self) -> Path:
+        """The weights as an archive for IPFS, where that was asked for."""
+        return self.folder / "model.car"
+
+    @property
     def report(self) -> Path:
         """The figures of this object as JSON."""
         return self.folder / "report.json"
@@ -85,7 +90,7 @@ class ResultFetcher:
         self._view = view
         self._owner = f"result/{view.job_id}"
 
-    async def fetch(self, result: ResultView, folder: Path) -> JobOutput:
+    async def fetch(self, result: ResultView, folder: Path, *, with_car: bool = False) -> JobOutput:
         """Fetch, check and write one of the results that participants published.
 
         Raises ProtocolViolation for a result that its own chain does not carry, ShardUnavailable
@@ -98,6 +103,8 @@ class ResultFetcher:
             await call_store(self._store, self._check_model, prepared, result)
             output = self._output(prepared, chain, result, folder)
             await call_store(self._store, self._write, output, prepared, result)
+            if with_car:
+                await call_store(self._store, write_car, self._store, result.model_cid, output.car)
         finally:
             self._store.unpin(self._owner)
         return output
