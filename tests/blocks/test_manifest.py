@@ -19,7 +19,7 @@ from zoonet.blocks import (
     read_bytes,
     write_file,
 )
-from zoonet.blocks.manifest import FILE_BLOCK_BYTES
+from zoonet.blocks.manifest import FILE_BLOCK_BYTES, nodes_below
 from zoonet.blocks.unixfs import WIDTH, Child, leaf, node_of
 from zoonet.errors import ProtocolViolation, ShardUnavailable, StorageError
 
@@ -69,12 +69,16 @@ def test_trees_that_ours_would_not_make_are_refused() -> None:
             manifest_of(store, root_over(store, *parts))
 
 
-def test_a_node_of_more_parts_than_a_file_may_have_is_refused() -> None:
+def test_a_root_over_more_nodes_than_a_file_has_is_refused_before_they_are_asked_for() -> None:
     store = MemoryBlockStore()
-    piece = node_of([leaf(b"x")] * WIDTH)
-    store.put(piece.block, Codec.DAG_PB)
-    with pytest.raises(ProtocolViolation, match="a file of"):
-        manifest_of(store, root_over(store, *[piece.child] * 65))
+    piece = node_of([leaf(b"x")] * WIDTH)  # stored nowhere
+    root = root_over(store, *[piece.child] * 65)
+    with pytest.raises(ProtocolViolation, match="a file of 65 nodes, at most 64"):
+        manifest_of(store, root)
+    with pytest.raises(ProtocolViolation, match="a file of 65 nodes, at most 64"):
+        nodes_below(root, store.get(root))
+    enough = root_over(store, *[piece.child] * 64)
+    assert nodes_below(enough, store.get(enough)) == (piece.child.cid,) * 64
 
 
 def test_a_file_goes_in_and_comes_out(tmp_path: Path) -> None:

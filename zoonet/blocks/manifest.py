@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 from zoonet.blocks.cid import Codec
 from zoonet.blocks.store import Blocks, storage_error
-from zoonet.blocks.unixfs import Child, children_of, is_leaf, leaf, nodes_above
+from zoonet.blocks.unixfs import WIDTH, Child, children_of, is_leaf, leaf, nodes_above
 from zoonet.errors import ProtocolViolation
 from zoonet.transport import Buffer
 
@@ -38,7 +38,7 @@ def nodes_below(root_cid: str, root: bytes) -> tuple[str, ...]:
     """Names of the nodes right below a file's root. Raises ProtocolViolation."""
     if is_leaf(root_cid):
         return ()
-    return tuple(child.cid for child in _children(root) if not is_leaf(child.cid))
+    return tuple(part.cid for part in _parts(root) if not is_leaf(part.cid))
 
 
 def manifest_of(store: Blocks, root_cid: str) -> Manifest:
@@ -49,12 +49,19 @@ def manifest_of(store: Blocks, root_cid: str) -> Manifest:
     if is_leaf(root_cid):
         size = len(store.get(root_cid))
         return _manifest(root_cid, [Child(root_cid, size, size)])
-    level = _children(store.get(root_cid))
-    if len(level) * FILE_BLOCK_BYTES > MAX_FILE_BYTES:
-        raise ProtocolViolation("", f"a file of {len(level)} parts")
+    level = _parts(store.get(root_cid))
     if not is_leaf(level[0].cid):
         level = [part for child in level for part in _children(store.get(child.cid))]
     return _manifest(root_cid, level)
+
+
+def _parts(root: bytes) -> list[Child]:
+    """What is right below a root: at most as many nodes as a file has, before any of them is read."""
+    parts = _children(root)
+    num_nodes = sum(not is_leaf(part.cid) for part in parts)
+    if num_nodes > MAX_BLOCKS // WIDTH:
+        raise ProtocolViolation("", f"a file of {num_nodes} nodes, at most {MAX_BLOCKS // WIDTH}")
+    return parts
 
 
 def _children(block: bytes) -> list[Child]:
