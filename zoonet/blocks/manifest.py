@@ -56,7 +56,7 @@ def manifest_of(store: Blocks, root_cid: str) -> Manifest:
 
 
 def _parts(root: bytes) -> list[Child]:
-    """What is right below a root: at most as many nodes as a file has, before any of them is read."""
+    """What is right below a root: no more nodes than a file has, before any of them is read."""
     parts = _children(root)
     num_nodes = sum(not is_leaf(part.cid) for part in parts)
     if num_nodes > MAX_BLOCKS // WIDTH:
