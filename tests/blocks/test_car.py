@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoonet.blocks import MemoryBlockStore, cid_of, put_bytes, write_car
-from zoonet.errors import ShardUnavailable
+from zoonet.blocks import MemoryBlockStore, put_bytes, write_car
 
 
 def content_of(size: int) -> bytes:
@@ -31,12 +30,3 @@ def test_an_archive_has_the_bytes_that_ipfs_car_writes(
     store = MemoryBlockStore()
     write_car(store, put_bytes(store, content_of(size)), tmp_path / "file.car")
     assert hashlib.sha256((tmp_path / "file.car").read_bytes()).hexdigest() == digest
-
-
-def test_a_file_with_a_missing_block_leaves_no_archive(tmp_path: Path) -> None:
-    store = MemoryBlockStore()
-    cid = put_bytes(store, b"x" * 10, block_bytes=4)
-    store.delete(cid_of(b"xx"))
-    with pytest.raises(ShardUnavailable):
-        write_car(store, cid, tmp_path / "file.car")
-    assert list(tmp_path.iterdir()) == []

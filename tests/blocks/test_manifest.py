@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoonet.blocks import (
+    Blocks,
     Codec,
     MemoryBlockStore,
     blocks_of,
@@ -17,6 +19,7 @@ from zoonet.blocks import (
     put_bytes,
     put_file,
     read_bytes,
+    write_car,
     write_file,
 )
 from zoonet.blocks.manifest import FILE_BLOCK_BYTES, nodes_below
@@ -90,20 +93,27 @@ def test_a_file_goes_in_and_comes_out(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "out").read_bytes() == (tmp_path / "in").read_bytes()
 
 
-def test_a_file_with_a_missing_block_is_not_written_at_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("write", [write_file, write_car])
+def test_a_file_with_a_missing_block_is_not_written_at_all(
+    write: Callable[[Blocks, str, Path], None], tmp_path: Path
+) -> None:
     store = MemoryBlockStore()
     cid = put_bytes(store, b"x" * 10, block_bytes=4)
     store.delete(cid_of(b"xx"))
     with pytest.raises(ShardUnavailable):
-        write_file(store, cid, tmp_path / "out")
+        write(store, cid, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_block_of_another_size_than_announced_is_refused() -> None:
+def test_a_block_of_another_size_than_announced_is_refused(tmp_path: Path) -> None:
     store = MemoryBlockStore()
     promised = Child(store.put(b"12345678"), 4, 4)
+    root = root_over(store, promised, leaf(b"1"))
     with pytest.raises(ProtocolViolation, match="not as announced"):
-        read_bytes(store, root_over(store, promised, leaf(b"1")))
+        read_bytes(store, root)
+    with pytest.raises(ProtocolViolation, match="not as announced"):
+        write_car(store, root, tmp_path / "out.car")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_vanished_says_where_it_was(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ https://ipld.io/specs/transport/car/carv1/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from zoonet.blocks.cid import bytes_of
-from zoonet.blocks.manifest import manifest_of, writing
+from zoonet.blocks.manifest import manifest_of, read_blocks, writing
 from zoonet.blocks.store import Blocks
 from zoonet.blocks.unixfs import varint
 
@@ -29,8 +29,13 @@ def write_car(store: Blocks, root_cid: str, path: Path) -> None:
     with writing(path) as file:
         header = _BEFORE_ROOT + bytes_of(root_cid) + _AFTER_ROOT
         file.write(varint(len(header)) + header)
-        for cid in (*manifest.cids, *manifest.nodes):
-            block = store.get(cid)
-            name = bytes_of(cid)
-            file.write(varint(len(name) + len(block)) + name)
-            file.write(block)
+        for cid, block in zip(manifest.cids, read_blocks(store, root_cid), strict=True):
+            _write_block(file, cid, block)
+        for cid in manifest.nodes:
+            _write_block(file, cid, store.get(cid))
+
+
+def _write_block(file: BinaryIO, cid: str, block: bytes) -> None:
+    name = bytes_of(cid)
+    file.write(varint(len(name) + len(block)) + name)
+    file.write(block)

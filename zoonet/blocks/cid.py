@@ -42,13 +42,13 @@ def text_of(raw: bytes) -> str:
 
 
 def bytes_of(cid: str) -> bytes:
-    """A name's CID_BYTES bytes."""
+    """A name's CID_BYTES bytes. For text that `is_cid`."""
     text = cid[1:].upper()
     return base64.b32decode(text + "=" * (-len(text) % 8))
 
 
 def codec_of(cid: str) -> Codec:
-    """What the bytes of that name are."""
+    """What the bytes of that name are. For text that `is_cid`."""
     return Codec(bytes_of(cid)[1])
 
 

@@ -156,10 +156,10 @@ class BlockExchange:
     ) -> Manifest:
         """Bring a file's blocks into the store; those already there are not asked for again.
 
-        `on_progress(done_bytes, total_bytes)` is called after each block. The blocks are pinned
-        for `owner`; without one, only until the call returns. Raises ShardUnavailable,
-        StorageError, or ProtocolViolation for a file that is laid out otherwise or has more than
-        `max_bytes`. Safe to cancel: blocks that arrived stay.
+        `on_progress(done_bytes, total_bytes)` is called after each block of a file of several. The
+        blocks are pinned for `owner`; without one, only until the call returns. Raises
+        ShardUnavailable, StorageError, or ProtocolViolation for a file that is laid out otherwise
+        or has more than `max_bytes`. Safe to cancel: blocks that arrived stay.
         """
         keeper = owner or f"fetch/{root_cid}"
         self.store.pin(keeper, (root_cid,))

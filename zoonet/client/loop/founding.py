@@ -147,7 +147,8 @@ class Founding:
     async def outdone(self, founded: Founded, is_certified: Callable[[], bool]) -> Founded | None:
         """Return the run to take part in instead, once there is one.
 
-        None when a round of this one is certified: from then on its peers stay with it.
+        None when a round of this one is certified: from then on its peers stay with it. Raises
+        StorageError.
         """
         while not is_certified():
             await asyncio.sleep(LOOK_S)
@@ -155,7 +156,10 @@ class Founding:
                 offer = await self._best_offer()
                 if offer is None or not _is_apart(offer, founded):
                     continue
-                if (better := await self._taken(offer)) is not None:
+                better = await self._taken(offer)
+                if is_certified():  # meanwhile
+                    return None
+                if better is not None:
                     await self._say(offer.parameters_cid, offer.founded_at, is_begun=True)
                     return better
             except TransportError as error:
